@@ -1,0 +1,194 @@
+"""The descriptors that no forked child may keep.
+
+A fork copies every descriptor. A sibling that holds a copy of a channel keeps its other
+end from ever seeing the end of file; one that holds a copy of a kept listener keeps the
+port. So whatever the master keeps for itself is listed here (:func:`own`), and a child,
+however it was forked, closes all of it before any of its own code runs. ``O_CLOEXEC``
+does the same for programs that are executed.
+
+How it is used::
+
+    with descriptors.opening():                 # no fork of another thread in here
+        ours, theirs = socket.socketpair()
+        descriptors.own(ours)
+        descriptors.own(theirs)
+
+    with descriptors.keep(theirs.fileno()):     # this thread's fork lets its child have it
+        pid = os.fork()
+
+    descriptors.close(ours)                     # disown and close in one step
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
+
+__all__ = ["close", "disown", "keep", "opening", "own", "owned"]
+
+
+class _Closable(Protocol):
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+#: A bare number, or an object that closes its own descriptor (socket, Connection).
+Descriptor: TypeAlias = "int | _Closable"
+
+# One lock. It is taken by whoever opens descriptors that are about to be owned (so that a
+# fork of another thread cannot copy them before they are in the table), for each change of
+# the table, and by every fork of this process: `_before_fork` takes it in the forking
+# thread, so each child is a copy of a moment at which the table was whole. It is an RLock
+# because the thread that opens may be the one that forks, and because a finalizer may close
+# something at any point of a thread that holds it.
+#
+# While it is held: open, close, list. Never wait for another process or thread, log, call
+# a user's code or send, for all forks of the process wait as long.
+#
+# In the parent the forking thread gives it back. In the child that thread is the only one
+# left; it makes a new lock instead of releasing the copy, which may still count waiters
+# that did not come along. Those who hold the lock release the very object that they took.
+_lock = threading.RLock()
+
+#: number → the object that closes it (weakly: the table keeps nothing alive) or ``None``.
+_table: dict[int, weakref.ref[_Closable] | None] = {}
+
+
+class _Kept(threading.local):
+    """What the fork that this thread is about to make leaves open in its child."""
+
+    numbers: frozenset[int] = frozenset()
+
+
+_kept = _Kept()
+
+
+@contextlib.contextmanager
+def opening() -> Iterator[None]:
+    """Keep other threads from forking while descriptors are opened and listed.
+
+    A fork made by this very thread inside the block goes ahead, and its child inherits
+    what is not yet owned. May be nested. Do nothing slow inside.
+    """
+    lock = _lock
+    with lock:
+        yield
+
+
+def own(descriptor: Descriptor) -> None:
+    """From now on a forked child closes this descriptor by itself, right after the fork.
+
+    In the child an object is closed as an object, so that its finalizer cannot close the
+    number a second time after somebody else got it; one that was closed or collected here
+    without :func:`disown` is passed over.
+
+    Args:
+        descriptor: A socket, a ``multiprocessing`` Connection or a bare number. A bare
+            number must be disowned before it is closed. Owning twice is owning once.
+    """
+    number = _number(descriptor)
+    if number < 0:
+        raise ValueError(f"cannot own {descriptor!r}: it is closed")
+    reference = None if isinstance(descriptor, int) else weakref.ref(descriptor)
+    with opening():
+        if reference is not None or number not in _table:
+            _table[number] = reference
+
+
+def disown(descriptor: Descriptor) -> None:
+    """A forked child inherits this descriptor again, as any other. Idempotent."""
+    with opening():
+        _table.pop(_number(descriptor), None)
+
+
+def close(descriptor: Descriptor) -> None:
+    """Disown and close, with no moment for a fork in between. Idempotent for objects."""
+    with opening():
+        disown(descriptor)
+        if isinstance(descriptor, int):
+            os.close(descriptor)
+        else:
+            descriptor.close()
+
+
+@contextlib.contextmanager
+def keep(*numbers: int) -> Iterator[None]:
+    """Let the child of a fork that this thread makes inside the block have these.
+
+    They stay owned, in the parent and in the child alike, so the child's own children do
+    not inherit them. Forks of other threads are not affected, nor forks of the child.
+    """
+    kept = _kept
+    previous = kept.numbers
+    kept.numbers = previous | frozenset(numbers)
+    try:
+        yield
+    finally:
+        kept.numbers = previous
+
+
+def owned() -> frozenset[int]:
+    """The numbers in the table."""
+    with opening():
+        return frozenset(_table)
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    """Close what is the parent's; begin anew with a lock that nobody holds."""
+    global _lock, _kept
+    kept = _kept.numbers
+    _lock, _kept = threading.RLock(), _Kept()
+    for number, reference in list(_table.items()):
+        if number in kept:
+            continue
+        del _table[number]
+        if reference is None:
+            with contextlib.suppress(OSError):
+                os.close(number)
+        else:
+            _close_object(reference(), number)
+
+
+def _number(descriptor: Descriptor) -> int:
+    """The number, or -1 of an object that is closed (a Connection's `fileno` raises then)."""
+    if isinstance(descriptor, int):
+        return descriptor
+    try:
+        return descriptor.fileno()
+    except (OSError, ValueError):
+        return -1
+
+
+def _close_object(thing: _Closable | None, number: int) -> None:
+    if thing is None or _number(thing) != number:
+        return  # closed or collected without a word: the number is somebody else's by now
+    if isinstance(thing, socket.socket):
+        # Not its `close`: in a worker that is replaced by one that knows shared listeners,
+        # and one with a file made of it would stay open.
+        super(socket.socket, thing).detach()
+        with contextlib.suppress(OSError):
+            os.close(number)
+    else:
+        with contextlib.suppress(OSError):
+            thing.close()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
