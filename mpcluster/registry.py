@@ -1,0 +1,161 @@
+"""The table of shared listeners: from what was asked for to the one that is kept.
+
+The root master has one. Workers ask it through their channels (:class:`Bind`,
+:class:`Release`, :class:`Holds`), those of nested masters by way of their parents; the
+master itself by :meth:`Registry.hold`.
+
+Runs in the master's watcher thread only: one request is answered whole before the next,
+so nothing here is locked. Nothing here blocks, forks or calls a user's code, but for a
+scheduling policy of the user's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from collections.abc import MutableMapping
+
+from mpcluster import descriptors
+from mpcluster.listeners import Listener, inherited
+from mpcluster.messages import Bind, Bound, Holds, Key, Release, Route
+from mpcluster.scheduling import MASTER
+from mpcluster.scheduling.base import CallLater
+
+__all__ = ["Registry"]
+
+
+class Registry:
+    """Every listener that the workers of this program share.
+
+    Args:
+        call_later: ``call_later(seconds, function)`` → an object with ``cancel()``; calls in
+            the thread that calls the registry.
+        grace: How long a listener stays open after its last user crashed, in seconds. May
+            be changed; counts for listeners opened later.
+    """
+
+    def __init__(self, *, call_later: CallLater, grace: float = 30.0) -> None:
+        self.grace = grace
+        self._call_later = call_later
+        self._table: dict[Key, Listener] = {}
+
+    def __repr__(self) -> str:
+        return f"<Registry {self.listeners!r}>"
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """The open ones, oldest first; each once, however many keys lead to it."""
+        return list(dict.fromkeys(self._table.values()))
+
+    def handle(self, route: Route, body: object) -> object:
+        """Answer a worker's request: the value for its ``Reply``.
+
+        Args:
+            route: Who asks.
+            body: ``Bind`` → ``Bound``: the socket to lay over the asker's own, or ``None``
+                if the one that it has sent is the listener now. The socket in it is
+                the registry's own; send a copy and leave it open. ``bind.socket`` is kept or
+                closed. ``Release`` → ``None``. ``Holds`` → ``bool``.
+
+        Raises:
+            OSError: The kernel's verdict on the address, with ``.address``. Nothing is kept
+                and the address can be asked for again.
+            ValueError, TypeError: ``scheduling`` is no policy; or the request is none.
+        """
+        match body:
+            case Bind():
+                return self._bind(route, body)
+            case Release(key=key):
+                listener = self._table.get(key)
+                if listener is not None:
+                    listener.remove(route, crashed=False)
+                return None
+            case Holds(path=path):
+                return any(listener.holds(path) for listener in self.listeners)
+        raise TypeError(f"the registry of shared listeners is asked {body!r}")
+
+    def hold(self, bind: Bind) -> Bound:
+        """The master's own ``listen``: as a worker's, and the listener stays while it holds.
+
+        ``bind.socket`` stays the caller's; the registry keeps a copy. Ended by
+        ``handle((), Release(key))``. With ``slots``, workers' connections are not steered to
+        the master.
+        """
+        with descriptors.opening():
+            copy = bind.socket.dup()
+            descriptors.own(copy)
+        return self._bind(MASTER, dataclasses.replace(bind, socket=copy))
+
+    def left(self, route: Route, *, crashed: bool) -> None:
+        """The process of that route is gone, and those below it with it.
+
+        Args:
+            route: Of the process.
+            crashed: It did not leave by its own will, nor was it asked to.
+        """
+        for listener in self.listeners:
+            for user in listener.users:
+                if _below(user, route):
+                    listener.remove(user, crashed=crashed)
+
+    def drain(self, route: Route) -> list[socket.socket]:
+        """Steer new connections away from a worker, and those below it, where that can be.
+
+        Returns:
+            Kept sockets that only this worker accepts from. Before it is asked to leave
+            their queues should have run empty (:func:`mpcluster.scheduling.queued`).
+        """
+        return [
+            its_own
+            for listener in self.listeners
+            for user in listener.users
+            if _below(user, route)
+            for its_own in listener.drain(user)
+        ]
+
+    def inherit(self, environ: MutableMapping[str, str] = os.environ) -> list[Listener]:
+        """Take over the sockets of ``LISTEN_FDS``; whoever asks for their addresses gets them.
+
+        The master holds them, and no path of theirs is removed. Call it once, in the first
+        master, before it forks.
+        """
+        taken = []
+        for sock in inherited(environ):
+            listener = Listener.inherit(
+                sock, call_later=self._call_later, grace=self.grace, on_end=self._forget
+            )
+            self._table.setdefault(listener.key, listener)
+            taken.append(listener)
+        return taken
+
+    def close(self) -> None:
+        """Close every listener, used or not, and remove the unix paths. Idempotent."""
+        for listener in self.listeners:
+            listener.close()
+        self._table.clear()
+
+    def _bind(self, route: Route, bind: Bind) -> Bound:
+        listener = self._table.get(bind.key)
+        if listener is not None:
+            return listener.add(route, bind)
+        listener = Listener.open(
+            bind, call_later=self._call_later, grace=self.grace, on_end=self._forget
+        )
+        try:
+            bound = listener.add(route, bind)
+        except BaseException:
+            listener.close()
+            raise
+        # By its real port, too: a worker that names the port shares it.
+        self._table[bind.key] = listener
+        self._table.setdefault(listener.key, listener)
+        return bound
+
+    def _forget(self, listener: Listener) -> None:
+        self._table = {key: one for key, one in self._table.items() if one is not listener}
+
+
+def _below(user: Route, route: Route) -> bool:
+    """Is it the route itself, or one of a worker below it?"""
+    return user[: len(route)] == route
