@@ -1,0 +1,249 @@
+"""Bytes from the other side, cut into messages.
+
+One buffer a channel is read into with calls as large as it is, and whole frames are cut
+out of it where they lie: many small messages cost one call. The buffer grows with what has
+really come, never with what a header promises. Descriptors come in lots, one with a call at
+most, and wait for the frame that they belong to.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import logging
+import socket
+from collections import deque
+from typing import Final
+
+from mpcluster import descriptors, memfd, pickling, wire
+from mpcluster.errors import SerializationError
+from mpcluster.wire import HEADER, Header, Kind, MalformedFrame, Received
+
+__all__ = ["Inbox"]
+
+_log = logging.getLogger("mpcluster")
+
+#: Bytes. The kernel holds at most about as much (`net.core.wmem_default` is 208 KiB).
+_BUFFER: Final = 1 << 18
+#: Bytes for one lot of descriptors beside the data.
+_RIGHTS: Final = socket.CMSG_SPACE(wire.DESCRIPTORS_A_CALL * 4)
+
+
+class Inbox:
+    """What has come and is not yet delivered. One thread at a time.
+
+    Args:
+        sock: A stream socket of the unix family that does not block. It stays the
+            caller's.
+        label: Who sends, for the log.
+    """
+
+    def __init__(self, sock: socket.socket, label: str) -> None:
+        self.label = label
+        #: The other side has closed, and everything that it sent is delivered.
+        self.eof = False
+        #: Something came that is no frame; nothing more is read.
+        self.broken = False
+        #: Bytes of memfd memory taken over, for the sender to know; reset by the channel.
+        self.taken_over = 0
+        #: Bytes that the other side says to have taken over; reset by the channel.
+        self.acknowledged = 0
+        self._sock = sock
+        self._buffer = bytearray(_BUFFER)
+        self._begin = self._end = 0  # what is in the buffer and not yet cut
+        self._needed = HEADER.size  # bytes of the first frame there, as far as is known
+        self._lots: deque[list[int]] = deque()
+        self._whole: list[Received] = []
+
+    def take(self, limit: int) -> list[Received]:
+        """All messages that are there; reads on no longer than until ``limit`` bytes.
+
+        An empty list means that nothing whole was there, or that it is over.
+        """
+        try:
+            cut = self._cut()  # an exception of a signal handler may have left some
+            more = True
+            while more and (cut < limit or not self._whole):
+                more = self._read()
+                cut += self._cut()
+        except MalformedFrame as error:
+            _log.warning("%s sends what is no message; nothing more is read: %s", self.label, error)
+            self.broken = True
+        if self.eof or self.broken:
+            self.close()
+        whole, self._whole = self._whole, []
+        return whole
+
+    def close(self) -> None:
+        """Drop what is not yet cut, and close the descriptors that came with it."""
+        self._buffer = bytearray()
+        self._begin = self._end = 0
+        while self._lots:
+            _close(self._lots.popleft())
+
+    def _read(self) -> bool:
+        """Read once; is there more to read?"""
+        if self.eof or self.broken:
+            return False
+        self._make_room()
+        room = memoryview(self._buffer)[self._end :]
+        try:
+            # No other thread may fork before the descriptors that come are in the table.
+            with descriptors.opening():
+                count, rights, flags, _ = self._sock.recvmsg_into(
+                    [room], _RIGHTS, socket.MSG_CMSG_CLOEXEC
+                )
+                if rights or flags & socket.MSG_CTRUNC:
+                    self._lots.append(_numbers(rights))
+        except BlockingIOError:
+            return False
+        except OSError:  # ECONNRESET: it ended with something of ours unread
+            count = 0
+        if not count:
+            self.eof = True
+        self._end += count
+        # The kernel gives less than there is room for only where it has no more, or where
+        # descriptors came along: it ends a call with those.
+        return count == len(room) or bool(rights)
+
+    def _make_room(self) -> None:
+        """At least a quarter of the usual buffer, beside what is there of a frame."""
+        if self._begin == self._end:
+            self._begin = self._end = 0
+            if len(self._buffer) > _BUFFER:
+                self._buffer = bytearray(_BUFFER)
+        if len(self._buffer) - self._end >= _BUFFER // 4:
+            return
+        have = self._end - self._begin
+        if self._needed > len(self._buffer):
+            # A new one, not a resized one: an error's traceback may hold a view of the old.
+            grown = bytearray(min(self._needed, 2 * len(self._buffer)))
+            grown[:have] = memoryview(self._buffer)[self._begin : self._end]
+            self._buffer = grown
+        elif self._begin:
+            self._buffer[:have] = self._buffer[self._begin : self._end]
+        else:
+            return  # all of it is one frame; there is room for the rest of that
+        self._begin, self._end = 0, have
+
+    def _cut(self) -> int:
+        """Cut all whole frames out of the buffer; their size in bytes."""
+        cut = 0
+        if self._begin == self._end:
+            return cut
+        while self._end - self._begin >= HEADER.size:
+            found = wire.parse(self._buffer, self._begin)
+            size = HEADER.size + found.body
+            if self._end - self._begin < size:
+                self._needed = size
+                return cut
+            begin = self._begin + HEADER.size
+            self._begin += size
+            body = memoryview(self._buffer)[begin : self._begin]
+            cut += self._deliver(found, body)
+        self._needed = HEADER.size
+        if self._begin == self._end and self._lots:
+            raise MalformedFrame("descriptors came that belong to no frame")
+        return cut
+
+    def _deliver(self, found: Header, body: memoryview) -> int:
+        if found.kind is Kind.ACK:
+            self.acknowledged += wire.amount(body)
+            return 0
+        size = HEADER.size + found.body
+        if not (found.descriptors or found.buffers):
+            self._unpickle(found.kind, size, body)
+            return size
+        carried = self._carried(found.descriptors)
+        try:
+            sizes = wire.untable(found, body)
+            if found.in_memory:
+                size += sum(sizes)
+                self.taken_over += memfd.layout(sizes)[1]
+            self._assemble(found, size, sizes, body, carried)
+        finally:
+            _close(carried)
+        return size
+
+    def _assemble(
+        self, found: Header, size: int, sizes: list[int], body: memoryview, carried: list[int]
+    ) -> None:
+        """A message of several parts."""
+        try:
+            if len(carried) < found.descriptors:
+                lost = found.descriptors - len(carried)
+                text = f"{lost} of its {found.descriptors} descriptors were lost in this process"
+                raise OSError(errno.EMFILE, text)
+            if found.in_memory:
+                pickle, *buffers = memfd.take_over(carried[0], sizes)
+                _close([carried.pop(0)])
+            else:
+                pickle, *buffers = _parts(body[found.table :], sizes)
+        except (OSError, ValueError, MemoryError) as error:
+            self._failed(found.kind, size, error)
+        else:
+            self._unpickle(found.kind, size, pickle, buffers, carried)
+
+    def _unpickle(
+        self,
+        kind: Kind,
+        size: int,
+        pickle: memoryview,
+        buffers: list[memoryview] | tuple[()] = (),
+        carried: list[int] | None = None,
+    ) -> None:
+        try:
+            message = pickling.load(pickle, buffers, carried)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's __setstate__
+            self._failed(kind, size, error)
+        else:
+            self._whole.append(Received(kind, message, size))
+
+    def _failed(self, kind: Kind, size: int, error: BaseException) -> None:
+        text = f"a message of {self.label} ({size} bytes) could not be unpickled here: {error!r}"
+        serialization_error = SerializationError(text)
+        serialization_error.__cause__ = error
+        self._whole.append(Received(kind, None, size, serialization_error))
+
+    def _carried(self, count: int) -> list[int]:
+        """The frame's descriptors: fewer, where the kernel had none left to give us."""
+        numbers: list[int] = []
+        for begin in range(0, count, wire.DESCRIPTORS_A_CALL):
+            if not self._lots:
+                _close(numbers)
+                raise MalformedFrame(f"{count} descriptors are announced and did not come")
+            lot = self._lots.popleft()
+            numbers += lot
+            if len(lot) > min(count - begin, wire.DESCRIPTORS_A_CALL):
+                _close(numbers)
+                raise MalformedFrame("more descriptors came than are announced")
+        return numbers
+
+
+def _parts(content: memoryview, sizes: list[int]) -> list[memoryview]:
+    """The pickle where it lies, and each buffer in memory of its own."""
+    parts = [content[: sizes[0]]]
+    begin = sizes[0]
+    for size in sizes[1:]:
+        parts.append(memoryview(bytearray(content[begin : begin + size])))
+        begin += size
+    return parts
+
+
+def _numbers(rights: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors of one call, owned from now on."""
+    numbers = array.array("i")
+    for level, kind, data in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    for fd in numbers:
+        descriptors.own(fd)
+    return list(numbers)
+
+
+def _close(numbers: list[int]) -> None:
+    for fd in numbers:
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                descriptors.close(fd)

@@ -1,0 +1,166 @@
+"""The form of a frame: what stands on the wire between two ends of a channel.
+
+::
+
+    header   magic, kind, where, descriptors, buffers, length of the body      20 bytes
+    body     inline:     sizes of the buffers (8 bytes each), pickle, buffers
+             in memory:  size of the pickle, sizes of the buffers (8 bytes each); what they
+                         measure lies in one memfd, the first of the frame's descriptors
+             ACK:        8 bytes, how much memfd memory the receiver has taken over
+
+Descriptors travel beside the bytes (``SCM_RIGHTS``), at most :data:`DESCRIPTORS_A_CALL`
+with one call: the first lot with the first byte of the frame, the next with the second.
+
+Both ends are one program on one machine, so numbers are in its own byte order. Nothing in
+a frame is believed: whatever does not add up raises :class:`MalformedFrame`, before
+anything is allocated for it. (What is *inside* the pickle is trusted, as in every channel of
+``multiprocessing``: the other end is our own child or parent.)
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from mpcluster.errors import SerializationError
+
+__all__ = [
+    "DESCRIPTORS_A_CALL",
+    "HEADER",
+    "MAX_DESCRIPTORS",
+    "Header",
+    "Kind",
+    "MalformedFrame",
+    "Received",
+    "acknowledgement",
+    "amount",
+    "header",
+    "memory_frame",
+    "parse",
+    "table",
+    "untable",
+]
+
+
+class Kind(enum.IntEnum):
+    """Whom a frame is for. A user's message can never pass for one of the others."""
+
+    USER = 1
+    CONTROL = 2
+    ACK = 3  #: the channel's own: memfd memory that the receiver has taken over
+
+
+class MalformedFrame(ValueError):
+    """These bytes are not what the other end of a channel writes."""
+
+
+@dataclass(slots=True)
+class Received:
+    """One message that came.
+
+    Args:
+        kind: :attr:`Kind.USER` or :attr:`Kind.CONTROL`.
+        message: What was sent; ``None`` where there is an error.
+        size: Its size on the way, in bytes, memfd memory included.
+        error: Why it could not be unpickled here.
+    """
+
+    kind: Kind
+    message: object
+    size: int
+    error: SerializationError | None = None
+
+
+#: magic, kind, where the rest is, number of descriptors, number of buffers, bytes of body
+HEADER: Final = struct.Struct("=4sBBHIQ")
+_MAGIC: Final = b"mpc\x01"
+_SIZE: Final = struct.Struct("=Q")
+_INLINE: Final = 0
+_IN_MEMORY: Final = 1
+
+#: SCM_MAX_FD of Linux: more in one call is EINVAL.
+DESCRIPTORS_A_CALL: Final = 253
+#: Each lot needs one byte to travel with; the header is always there.
+MAX_DESCRIPTORS: Final = DESCRIPTORS_A_CALL * HEADER.size
+
+
+class Header(NamedTuple):
+    """A header that adds up. Sizes in bytes."""
+
+    kind: Kind
+    in_memory: bool
+    descriptors: int
+    buffers: int
+    body: int
+
+    @property
+    def table(self) -> int:
+        """Size of the table of sizes at the start of the body."""
+        return _SIZE.size * (self.buffers + self.in_memory)
+
+
+_KINDS: Final = {int(kind): kind for kind in Kind}
+
+
+def header(kind: int, body: int, *, buffers: int = 0, descriptors: int = 0) -> bytes:
+    """The header of an inline frame whose body is ``body`` bytes, its table included."""
+    return HEADER.pack(_MAGIC, kind, _INLINE, descriptors, buffers, body)
+
+
+def memory_frame(kind: int, sizes: list[int], descriptors: int) -> bytes:
+    """A whole frame that tells what lies in the memfd that travels with it."""
+    body = table(sizes)
+    return HEADER.pack(_MAGIC, kind, _IN_MEMORY, descriptors, len(sizes) - 1, len(body)) + body
+
+
+def acknowledgement(size: int) -> bytes:
+    """A whole frame that says: ``size`` bytes of memfd memory are taken over."""
+    return HEADER.pack(_MAGIC, Kind.ACK, _INLINE, 0, 0, _SIZE.size) + _SIZE.pack(size)
+
+
+def parse(data: bytearray, at: int) -> Header:
+    """The header that stands at ``at``, where at least its 20 bytes are.
+
+    Raises:
+        MalformedFrame: A peer of ours does not write such a thing.
+    """
+    magic, number, where, descriptors, buffers, body = HEADER.unpack_from(data, at)
+    kind = _KINDS.get(number)
+    if magic != _MAGIC or kind is None or where > _IN_MEMORY:
+        raise MalformedFrame(f"no frame begins with {bytes(data[at : at + HEADER.size])!r}")
+    found = Header(kind, where == _IN_MEMORY, descriptors, buffers, body)
+    if kind is Kind.ACK:
+        fits = body == _SIZE.size and not (where or descriptors or buffers)
+    elif where == _IN_MEMORY:
+        fits = body == found.table and 0 < descriptors <= MAX_DESCRIPTORS
+    else:
+        fits = body > found.table and descriptors <= MAX_DESCRIPTORS
+    if not fits:
+        raise MalformedFrame(f"the parts of {found} do not add up")
+    return found
+
+
+def table(sizes: list[int]) -> bytes:
+    """Sizes in bytes, as they stand at the start of a body."""
+    return struct.pack(f"={len(sizes)}Q", *sizes)
+
+
+def untable(found: Header, body: memoryview) -> list[int]:
+    """Sizes of the pickle and of each buffer, from a body that has come whole.
+
+    Raises:
+        MalformedFrame: They do not add up to the body.
+    """
+    sizes = list(struct.unpack(f"={found.table // _SIZE.size}Q", body[: found.table]))
+    if not found.in_memory:
+        sizes.insert(0, found.body - found.table - sum(sizes))
+    if sizes[0] <= 0:
+        raise MalformedFrame(f"the sizes {sizes} in {found} do not add up")
+    return sizes
+
+
+def amount(body: memoryview) -> int:
+    """What an acknowledgement's body says, in bytes."""
+    return int(_SIZE.unpack(body)[0])
