@@ -1,0 +1,33 @@
+"""Sharing without a word: the worker's side of shared listening sockets.
+
+In a worker that shares its ports, :func:`install` makes plain ``socket.bind`` and
+``listen`` of any server go through the registry in the master. Bottom up:
+
+* ``real``: what is patched, as it was
+* ``copies``: which descriptor here is which listener; ``ports``: the bookkeeping of port 0;
+  ``connections``: what was accepted
+* ``waiting``, ``datagrams``: blocking on descriptors that never block
+* ``eventloops``, ``paths``: asyncio's greed, servers' unlinking
+* ``binding``: the conversation with the registry
+* ``sockets``: the changed methods; ``patch``: putting them in place
+* ``listening``: ``cluster.listen()``; ``parking``: no new connection, for a drain
+"""
+
+from __future__ import annotations
+
+from .binding import Ask, Office
+from .copies import Tell
+from .listening import shared_listen
+from .patch import apply
+
+__all__ = ["install", "shared_listen"]
+
+
+def install(ask: Ask, tell: Tell) -> None:
+    """Share the ports of this process from now on. In a worker only, before its program.
+
+    Args:
+        ask: ``ask(Bind | Holds)`` asks the registry, waits, and raises its error.
+        tell: ``tell(Listening | Release)`` does not wait for anything.
+    """
+    apply(Office(ask, tell))

@@ -1,0 +1,186 @@
+"""Becoming shared: the conversation with the registry when a socket is bound.
+
+The worker donates its own, still unbound socket with every option that the server set on
+it. The master binds that very open file description and keeps it; whoever asks for the
+same address later gets the kept one, laid over its own descriptor with ``dup2``.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+from mpcluster.address import make_key
+from mpcluster.messages import Bind, Bound, Key, Release
+
+from . import copies, datagrams, eventloops, ports, real
+from .copies import Copy, Listener, Tell
+
+__all__ = ["Ask", "Office", "go_private", "is_sharable", "share", "share_next", "share_port_zero"]
+
+Ask: TypeAlias = Callable[[object], object]
+
+#: For loops that listen in C, where nobody sees with which backlog: uvicorn's default.
+_BACKLOG = 2048
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+_TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
+
+
+@dataclass(frozen=True)
+class Office:
+    """How this process reaches the registry.
+
+    ``ask(body)`` waits for the answer and raises the registry's error; ``tell(message)``
+    does not wait.
+    """
+
+    ask: Ask
+    tell: Tell
+
+
+def is_sharable(sock: _socket.socket) -> bool:
+    """Is this a kind of socket that the registry knows?"""
+    return sock.family in _FAMILIES and sock.type in _TYPES
+
+
+def share(
+    sock: _socket.socket,
+    address: object,
+    office: Office,
+    *,
+    ordinal: int | None = None,
+    listen: int | None = None,
+    scheduling: object = None,
+    mode: int | None = None,
+) -> Listener:
+    """Make ``sock`` a copy of the cluster's listener at ``address``.
+
+    Raises:
+        OSError: The registry's, as ``bind`` would raise it; ``sock`` is what it was.
+    """
+    copies.sweep()  # what was closed in C must not count as still in use
+    key = make_key(sock.family, sock.type, sock.proto, address, ordinal)
+    timeout = real.gettimeout(sock)
+    is_stream = sock.type != socket.SOCK_DGRAM
+    event_loop = timeout == 0.0 or eventloops.is_running()
+    if listen is None and is_stream and eventloops.accepts_in_c():
+        listen = _BACKLOG
+    if mode is None and sock.family == socket.AF_UNIX:
+        mode = _mode_of_new_files()
+    donation = sock if isinstance(sock, real.Socket) else _plain(sock)
+    body = Bind(
+        key=key,
+        socket=donation,
+        scheduling=scheduling,
+        listen=listen,
+        mode=mode,
+        event_loop=event_loop,
+    )
+    try:
+        bound = cast(Bound, office.ask(body))
+    finally:
+        if donation is not sock:
+            donation.close()
+    donated = bound.socket is None
+    if bound.socket is not None:
+        with bound.socket:
+            lay_over(bound.socket.fileno(), real.fileno(sock))
+    sockname = real.getsockname(sock) if bound.sockname is None else bound.sockname
+    listener = Listener(bound.key, sockname, office.tell, donated=donated)
+    if is_stream or datagrams.adopt(sock):
+        real.settimeout(sock, 0.0)
+    else:  # its class cannot wait in Python: the worker's own flag, as good as it gets
+        real.settimeout(sock, timeout)
+    copies.add(sock, listener, timeout)
+    if not is_stream or (listen is not None and eventloops.accepts_in_c()):
+        listener.announce()
+    return listener
+
+
+def _plain(sock: _socket.socket) -> socket.socket:
+    """The same open socket as an object that can travel (gevent has a class of its own)."""
+    return real.Socket(sock.family, sock.type, sock.proto, fileno=os.dup(real.fileno(sock)))
+
+
+def lay_over(source: int, target: int) -> None:
+    """Make descriptor ``target`` the same open socket as ``source``; its flags stay."""
+    os.dup2(source, target, inheritable=os.get_inheritable(target))
+
+
+def share_port_zero(sock: _socket.socket, office: Office | None) -> None:
+    """If ``sock`` was bound to port 0 and is undecided: it is a server now."""
+    address = ports.take(real.fileno(sock))
+    if address is None or office is None:
+        return
+    share_next(sock, address, office)
+
+
+def share_next(sock: _socket.socket, address: object, office: Office, **options: Any) -> None:
+    """Make ``sock`` this worker's next listener on port 0 of that address."""
+    kind = make_key(sock.family, sock.type, sock.proto, address, 0)[:4]
+    ordinal = ports.claim(kind)
+
+    def tell(message: object) -> None:
+        if isinstance(message, Release):
+            ports.give_back(kind, ordinal)
+        office.tell(message)
+
+    try:
+        share(sock, address, Office(office.ask, tell), ordinal=ordinal, **options)
+    except BaseException:
+        ports.give_back(kind, ordinal)
+        raise
+
+
+def go_private(sock: _socket.socket, copy: Copy) -> None:
+    """A shared socket is about to connect: it was a client's all along.
+
+    The one that was donated goes on as it is, and the registry lets go of it. One that
+    was laid over is exchanged for a new socket, bound like it: to connect the shared one
+    would connect the siblings.
+    """
+    listener = copy.listener
+    copies.take(copy.fd)
+    datagrams.restore(sock)
+    if not listener.donated:
+        with real.Socket(sock.family, sock.type, sock.proto) as fresh:
+            _copy_options(sock, fresh)
+            real.bind(fresh, _own_address(listener.key))
+            lay_over(fresh.fileno(), copy.fd)
+    copies.settle(listener)
+    real.settimeout(sock, copy.timeout)
+
+
+def _own_address(key: Key) -> Any:
+    return key[3]
+
+
+def _copy_options(source: _socket.socket, target: _socket.socket) -> None:
+    for level, option in (
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.SOL_SOCKET, socket.SO_BROADCAST),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
+    ):
+        with contextlib.suppress(OSError):
+            target.setsockopt(level, option, source.getsockopt(level, option))
+
+
+def _mode_of_new_files() -> int:
+    """What ``bind`` would give a unix path here: this process's umask, not the master's."""
+    # Not os.umask(): to read it one must set it, for all threads.
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("Umask:"):
+                    return 0o777 & ~int(line.split()[1], 8)
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0o755

@@ -1,0 +1,213 @@
+"""The table of shared sockets in this process: which descriptor is a copy of which listener.
+
+Keyed by descriptor, not by socket object, because servers hand descriptors on: an
+``SSLSocket`` takes over the number of the socket that it wraps, uvloop and asyncio keep
+a number after ``detach()``. A number may be closed behind our back and used anew, so
+each entry carries the identity of the socket (device and inode) that it was made for,
+and an entry that no longer fits is dropped where it is met.
+
+**Lock.** ``_lock`` is held for a look into the table or a change of it, by any thread of
+the program; never while the parent is told or asked, and never in a finaliser (those
+start a thread for :func:`sweep`, since they may run anywhere, inside the lock too). A
+forked child gets a new lock and keeps the entries, so that ``accept()`` on an inherited
+listener works on; but it speaks to nobody any more: the parent's listeners are not its.
+"""
+
+from __future__ import annotations
+
+import _socket
+import _thread
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+from mpcluster.errors import ClusterError
+from mpcluster.messages import Key, Listening, Release
+
+from . import real
+
+__all__ = ["Copy", "Listener", "Tell", "add", "drop", "duplicate", "find", "known", "sweep"]
+
+Tell: TypeAlias = Callable[[object], None]
+Identity: TypeAlias = "tuple[int, int] | None"
+
+
+class Listener:
+    """One shared listener as this process uses it, over one or several descriptors.
+
+    Args:
+        key: Its name in the registry.
+        sockname: Its real address.
+        tell: Speaks to the registry; ``None`` from a fork on.
+        donated: The registry took this process's own socket (nothing was laid over it).
+    """
+
+    def __init__(self, key: Key, sockname: object, tell: Tell | None, *, donated: bool) -> None:
+        self.key = key
+        self.sockname = sockname
+        self.tell = tell
+        self.donated = donated
+        self.listening = False
+        self.identity: Identity = None
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.key!r} at {self.sockname!r}>"
+
+    def announce(self) -> None:
+        """Tell the parent, once, that this listener is up in this process."""
+        if not self.listening:
+            self.listening = True
+            self._say(Listening(self.key[0], self.sockname))
+
+    def release(self) -> None:
+        """Tell the parent, once, that this process has closed its last copy."""
+        self._say(Release(self.key))
+        self.tell = None
+
+    def _say(self, message: object) -> None:
+        if self.tell is not None:
+            # With the channel gone the parent knows, or nobody is left to tell.
+            with contextlib.suppress(ClusterError, OSError):
+                self.tell(message)
+
+
+class Copy:
+    """One descriptor of a listener, with what Python keeps for a socket object.
+
+    The open file description is shared with other processes and stays non-blocking for
+    ever: ``O_NONBLOCK`` belongs to it, so one process that wants to block would block
+    the others' ``accept()`` after ``select``. ``timeout`` is therefore kept here, as
+    ``gettimeout()`` has it, and waiting is done in Python.
+
+    ``polled``: the program gave the descriptor to a selector, so it calls ``accept()``
+    only when told to, and must not be made to wait there when a sibling was quicker.
+    """
+
+    __slots__ = ("ended", "fd", "identity", "listener", "polled", "timeout", "waiting")
+
+    def __init__(self, fd: int, listener: Listener, timeout: float | None) -> None:
+        self.fd = fd
+        self.listener = listener
+        self.timeout = timeout
+        self.polled = False
+        self.ended = False
+        self.identity = identify(fd)
+        self.waiting: set[Any] = set()  # the epoll objects of the threads in accept()
+
+
+_lock = threading.Lock()
+_copies: dict[int, Copy] = {}
+_astray: set[Listener] = set()  # open only through descriptors that we were not shown
+_watched: set[weakref.ref[Any]] = set()
+
+
+def identify(fd: int) -> Identity:
+    """What socket a descriptor is; ``None`` where it is closed."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def add(sock: _socket.socket, listener: Listener, timeout: float | None) -> Copy:
+    """Enter ``sock`` as a copy of ``listener``."""
+    copy = Copy(real.fileno(sock), listener, timeout)
+    listener.identity = copy.identity
+    with _lock:
+        _copies[copy.fd] = copy
+    with contextlib.suppress(TypeError):  # a class without weak references
+        _watched.add(weakref.ref(sock, _collected))
+    return copy
+
+
+def duplicate(fd: int, copy: Copy, timeout: float | None) -> None:
+    """Enter descriptor ``fd``, which was just duplicated from ``copy``."""
+    with _lock:
+        _copies[fd] = Copy(fd, copy.listener, timeout)
+
+
+def find(fd: int) -> Copy | None:
+    """The entry of a descriptor, if it still is what was entered."""
+    copy = _copies.get(fd)
+    if copy is not None and identify(fd) != copy.identity:
+        drop(fd)
+        return None
+    return copy
+
+
+def known() -> list[Copy]:
+    """All entries that still hold."""
+    sweep()
+    with _lock:
+        return list(_copies.values())
+
+
+def take(fd: int) -> Copy | None:
+    """Remove an entry, before its descriptor is closed; :func:`settle` comes after."""
+    with _lock:
+        return _copies.pop(fd, None)
+
+
+def settle(listener: Listener) -> None:
+    """Release the listener if no descriptor of this process is left on its socket."""
+    with _lock:
+        if any(copy.listener is listener for copy in _copies.values()):
+            return
+        if listener.identity is not None and any(descriptors_of(listener.identity)):
+            _astray.add(listener)
+            return
+        _astray.discard(listener)
+    listener.release()
+
+
+def drop(fd: int) -> None:
+    """Remove an entry whose descriptor is closed or has become another's."""
+    copy = take(fd)
+    if copy is not None:
+        settle(copy.listener)
+
+
+def sweep() -> None:
+    """Drop what was closed behind our back: in C, by ``os.close`` or by the collector."""
+    with _lock:
+        gone = [fd for fd, copy in _copies.items() if identify(fd) != copy.identity]
+        astray = list(_astray)
+    for fd in gone:
+        drop(fd)
+    for listener in astray:
+        settle(listener)
+
+
+def descriptors_of(identity: tuple[int, int]) -> Iterator[int]:
+    """Every descriptor of this process on that socket, also those that C code made."""
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:  # no /proc: trust the table
+        return
+    for name in names:
+        if identify(int(name)) == identity:
+            yield int(name)
+
+
+def _collected(reference: weakref.ref[Any]) -> None:
+    """A socket object is gone, maybe unclosed. Runs in a finaliser: take no lock here."""
+    _watched.discard(reference)
+    if _copies:
+        with contextlib.suppress(RuntimeError):  # the interpreter ends
+            _thread.start_new_thread(sweep, ())
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _astray.clear()
+    for copy in _copies.values():
+        copy.listener.tell = None
+        copy.waiting = set()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,99 @@
+"""Blocking on a descriptor that never blocks.
+
+The descriptions of shared sockets are non-blocking (see :class:`~.copies.Copy`); who
+wants to block does it here, in Python.
+
+A thread that blocks in ``accept(2)`` is woken alone and in turn: the kernel hands
+connections to blocked acceptors first-in first-out, which spreads them evenly over
+workers. ``poll()`` would wake every worker for each connection. So the wait is an
+``epoll`` of its own with ``EPOLLEXCLUSIVE``, made anew for each wait: registering puts
+the thread at the end of the queue, which a lasting registration would not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from .copies import Copy
+
+__all__ = ["attempt", "end", "wait"]
+
+T = TypeVar("T")
+
+#: A wake-up given to a process that was killed before it could accept is lost, and the
+#: connection would lie there until the next one comes; so look again now and then.
+_ROUND = 1.0  # seconds
+
+# Taken now: gevent deletes some of these from the module.
+_epoll = getattr(select, "epoll", None)
+_EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
+_always_ready: int | None = None
+
+
+def attempt(copy: Copy, call: Callable[[], T], *, writing: bool = False) -> T:
+    """``call()`` until it would not block, waiting in between as ``copy.timeout`` says.
+
+    Raises:
+        BlockingIOError: there is nothing, and the program does not want to wait: its
+            socket is non-blocking, or it came here from a selector and a sibling was
+            quicker.
+        TimeoutError: as of any socket with a timeout.
+    """
+    deadline = None
+    while True:
+        try:
+            return call()
+        except BlockingIOError:
+            if copy.timeout == 0.0:
+                raise
+            if copy.polled and copy.timeout is None and not writing:
+                raise
+        if copy.ended:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if copy.timeout is None:
+            remaining = _ROUND
+        else:
+            now = time.monotonic()
+            deadline = now + copy.timeout if deadline is None else deadline
+            remaining = min(deadline - now, _ROUND)
+            if remaining <= 0:
+                raise TimeoutError("timed out")
+        wait(copy, remaining, writing=writing)
+
+
+def wait(copy: Copy, seconds: float, *, writing: bool = False) -> None:
+    """Return when the descriptor may be ready, or was ended, or after ``seconds``."""
+    if _epoll is None:
+        poller = select.poll()
+        poller.register(copy.fd, select.POLLOUT if writing else select.POLLIN)
+        poller.poll(seconds * 1000)
+        return
+    with _epoll() as queue:
+        copy.waiting.add(queue)
+        try:
+            events = select.EPOLLOUT if writing else select.EPOLLIN | _EXCLUSIVE
+            queue.register(copy.fd, events)
+            if not copy.ended:  # looked at after `waiting` is set: end() misses nobody
+                queue.poll(seconds)
+        finally:
+            copy.waiting.discard(queue)
+
+
+def end(copy: Copy) -> None:
+    """Wake every thread that waits for this copy; they get ``EINVAL``, as of the kernel."""
+    global _always_ready
+    copy.ended = True
+    if not copy.waiting:
+        return
+    if _always_ready is None:
+        _always_ready = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    for queue in list(copy.waiting):
+        try:
+            queue.register(_always_ready, select.EPOLLIN)
+        except (OSError, ValueError):  # its thread has left meanwhile, or is ended already
+            continue

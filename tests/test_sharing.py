@@ -1,0 +1,703 @@
+"""The worker's side of shared sockets, against a real registry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import select
+import selectors
+import socket
+import ssl
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpcluster import sharing
+from mpcluster.messages import Bind, Holds, Listening, Release
+from mpcluster.sharing import connections
+from tests.offices import PATIENCE, Offices, Worker, listening_address, opened
+
+
+@pytest.fixture
+def offices() -> Iterator[Offices]:
+    with opened() as offices:
+        yield offices
+
+
+def tcp(address: Any = ("127.0.0.1", 0), **options: Any) -> socket.socket:
+    sock = socket.socket(**options)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(address)
+    sock.listen()
+    return sock
+
+
+def serve(worker: Worker, address: Any = ("127.0.0.1", 0)) -> None:
+    """Answer each connection with the worker's number, blocking in accept()."""
+    with tcp(address) as listener:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"%d" % worker.number)
+
+
+def fetch(address: Any) -> bytes:
+    with socket.create_connection(address, timeout=PATIENCE) as connection:
+        return connection.recv(100)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# -- one address, several workers ----------------------------------------------------------
+
+
+def test_workers_that_bind_one_port_share_it(offices: Offices) -> None:
+    port = free_port()
+    for _ in range(2):
+        worker = offices.start(lambda worker: serve(worker, ("127.0.0.1", port)))
+        listening_address(worker)
+    answers = set()
+    while len(answers) < 2:  # blocked acceptors take turns
+        answers.add(fetch(("127.0.0.1", port)))
+    assert answers == {b"1", b"2"}
+
+
+def test_the_nth_listener_on_port_0_is_the_same_in_every_worker(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with tcp() as first, tcp() as second:
+            worker.say((first.getsockname(), second.getsockname()))
+            worker.hear()
+
+    first, second = offices.start(program), offices.start(program)
+    addresses = first.hear()
+    assert addresses == second.hear()
+    assert addresses[0] != addresses[1]
+
+
+def test_getsockname_before_listen_tells_the_shared_port(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            before = sock.getsockname()
+            sock.listen()
+            worker.say((before, sock.getsockname()))
+            worker.hear()
+
+    first, second = offices.start(program), offices.start(program)
+    answers = [first.hear(), second.hear()]
+    assert len({*answers[0], *answers[1]}) == 1
+
+
+def test_printing_a_socket_makes_it_no_server(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            worker.say(repr(sock))
+            worker.hear()
+
+    worker = offices.start(program)
+    assert "laddr" in worker.hear()
+    assert worker.told == []
+
+
+def test_listening_is_told_once_a_listener(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with tcp() as sock:
+            sock.listen(5)
+            worker.say(sock.getsockname())
+
+    worker = offices.start(program)
+    address = worker.hear()
+    worker.wait_told(Release)
+    found = worker.wait_told(Listening)
+    assert [message.sockname for message in found] == [address]
+
+
+def test_a_server_keeps_the_options_that_it_has_set(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+            worker.say(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+
+    assert offices.start(program).hear() == 40_000  # as Linux doubles it
+
+
+# -- errors ---------------------------------------------------------------------------------
+
+
+def test_the_masters_error_is_raised_and_the_socket_can_be_used_again(offices: Offices) -> None:
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        taken = stranger.getsockname()
+
+        def program(worker: Worker) -> None:
+            stranger.close()  # its copy, inherited
+            with socket.socket() as sock:
+                try:
+                    sock.bind(taken)
+                except OSError as error:
+                    worker.say((error.errno, str(error.address)))  # type: ignore[attr-defined]
+                worker.hear()
+                sock.bind(taken)
+                sock.listen()
+                worker.say(sock.getsockname())
+
+        worker = offices.start(program)
+        assert worker.hear() == (errno.EADDRINUSE, f"127.0.0.1:{taken[1]}")
+    worker.say("free now")
+    assert worker.hear() == taken
+
+
+def test_two_listeners_on_one_address_in_one_worker_are_an_error(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with tcp() as first, socket.socket() as second:
+            try:
+                second.bind(first.getsockname())
+            except OSError as error:
+                worker.say(error.errno)
+
+    assert offices.start(program).hear() == errno.EADDRINUSE
+
+
+@pytest.mark.parametrize("address", ["nonsense", ("127.0.0.1",), ("127.0.0.1", "http"), None])
+def test_an_address_that_is_none_is_a_type_error(offices: Offices, address: Any) -> None:
+    def program(worker: Worker) -> None:
+        with socket.socket() as sock, pytest.raises(TypeError):
+            sock.bind(address)
+
+    assert offices.start(program).join() == 0
+
+
+# -- what stays private ----------------------------------------------------------------------
+
+
+def test_a_client_that_binds_port_0_stays_private(offices: Offices) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def program(worker: Worker) -> None:
+            with socket.socket() as client:
+                client.bind(("127.0.0.1", 0))
+                client.connect(server.getsockname())
+                worker.say(client.getsockname()[1])
+
+        worker = offices.start(program)
+        connection, peer = server.accept()
+        connection.close()
+        assert worker.hear() == peer[1]
+        assert worker.told == []
+
+
+def test_a_client_that_looked_at_its_port_can_connect(offices: Offices) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def program(worker: Worker) -> None:
+            with socket.socket() as client:
+                client.bind(("127.0.0.1", 0))
+                client.getsockname()
+                worker.say("bound")
+                worker.hear()
+                client.connect(server.getsockname())
+                worker.say((client.getsockname(), client.gettimeout(), client.recv(10)))
+
+        workers = [offices.start(program), offices.start(program)]
+        for worker in workers:
+            assert worker.hear() == "bound"
+        for worker in workers:
+            worker.say("go")
+            connection, peer = server.accept()
+            with connection:
+                connection.sendall(b"hello")
+            assert worker.hear() == (peer, None, b"hello")
+
+
+def test_udp_on_port_0_stays_private(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            worker.say(sock.getsockname())
+            worker.hear()
+
+    first, second = offices.start(program), offices.start(program)
+    assert first.hear() != second.hear()
+    assert first.told == []
+
+
+# -- blocking ---------------------------------------------------------------------------------
+
+
+def test_a_shared_socket_blocks_as_any(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with tcp() as sock:
+            worker.say((sock.gettimeout(), sock.getblocking(), os.get_blocking(sock.fileno())))
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sock.accept()
+            sock.settimeout(0.01)
+            with pytest.raises(TimeoutError):
+                sock.accept()
+            sock.settimeout(None)
+            worker.say(sock.getsockname())
+            connection, _ = sock.accept()
+            worker.say((connection.gettimeout(), os.get_blocking(connection.fileno())))
+            connection.close()
+
+    worker = offices.start(program)
+    assert worker.hear() == (None, True, False)
+    address = worker.hear()
+    with socket.create_connection(address):
+        assert worker.hear() == (None, True)
+    assert worker.join() == 0
+
+
+@pytest.mark.parametrize("how", ["select", "selectors", "poll", "through a server's fileno()"])
+def test_accept_after_select_does_not_wait_when_a_sibling_was_quicker(
+    offices: Offices, how: str
+) -> None:
+    class Server:
+        def __init__(self, sock: socket.socket) -> None:
+            self.sock = sock
+
+        def fileno(self) -> int:
+            return self.sock.fileno()
+
+    def wait(sock: socket.socket) -> None:
+        if how == "select":
+            select.select([sock], [], [])
+        elif how == "poll":
+            poller = select.poll()
+            poller.register(sock, select.POLLIN)
+            poller.poll()
+        else:
+            with selectors.DefaultSelector() as selector:
+                selector.register(sock if how == "selectors" else Server(sock), 1)
+                selector.select()
+
+    def program(worker: Worker) -> None:
+        with tcp() as sock:
+            worker.say(sock.getsockname())
+            wait(sock)
+            worker.say("ready")
+            worker.hear()
+            try:
+                connection, _ = sock.accept()
+            except BlockingIOError:
+                worker.say("nothing")
+            else:
+                connection.close()
+                worker.say("accepted")
+
+    workers = [offices.start(program), offices.start(program)]
+    for worker in workers:
+        address = worker.hear()
+    with socket.create_connection(address):
+        for worker in workers:
+            assert worker.hear() == "ready"
+        answers = []
+        for worker in workers:
+            worker.say("accept now")
+            answers.append(worker.hear())
+    assert answers == ["accepted", "nothing"]
+
+
+def test_to_look_at_the_descriptor_is_not_to_poll(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with tcp() as sock:
+            worker.say((sock.fileno(), sock.getsockname()))
+            connection, _ = sock.accept()
+            connection.close()
+
+    worker = offices.start(program)
+    _, address = worker.hear()
+    with socket.create_connection(address):
+        assert worker.join() == 0
+
+
+def test_shutdown_of_a_listener_ends_its_own_acceptors_only(offices: Offices) -> None:
+    port = free_port()
+
+    def stopping(worker: Worker) -> None:
+        with tcp(("127.0.0.1", port)) as sock:
+            errors = []
+
+            def accept() -> None:
+                worker.say("listens")
+                try:
+                    sock.accept()
+                except OSError as error:
+                    errors.append(error.errno)
+
+            thread = threading.Thread(target=accept)
+            thread.start()
+            worker.hear()
+            sock.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            worker.say(errors)
+
+    first = offices.start(stopping)
+    assert first.hear() == "listens"
+    second = offices.start(lambda worker: serve(worker, ("127.0.0.1", port)))
+    listening_address(second)
+    first.say("stop")
+    assert first.hear() == [errno.EINVAL]
+    assert fetch(("127.0.0.1", port)) == b"2"
+
+
+def test_a_listener_under_tls_is_shared(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with context.wrap_socket(
+            tcp(), server_side=True, do_handshake_on_connect=False
+        ) as listener:
+            worker.say((listener.getsockname(), listener.gettimeout()))
+            connection, _ = listener.accept()
+            worker.say(type(connection).__name__)
+            connection.close()
+
+    worker = offices.start(program)
+    address, timeout = worker.hear()
+    assert timeout is None
+    with socket.create_connection(address):
+        assert worker.hear() == "SSLSocket"
+    worker.wait_told(Release)
+
+
+# -- the last copy ----------------------------------------------------------------------------
+
+
+def test_closing_the_last_copy_releases_the_listener(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        first = tcp()
+        second = first.dup()
+        first.close()
+        worker.say("one left")
+        worker.hear()
+        second.close()
+        worker.say("none left")
+        worker.hear()
+
+    worker = offices.start(program)
+    worker.hear()
+    assert not [message for message in worker.told if isinstance(message, Release)]
+    worker.say("close it")
+    worker.hear()
+    worker.wait_told(Release)
+
+
+def test_a_copy_made_behind_our_back_counts(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        sock = tcp()
+        address = sock.getsockname()
+        copy = os.dup(sock.fileno())
+        sock.close()
+        worker.say("one left")
+        worker.hear()
+        os.close(copy)
+        with socket.socket() as again:
+            again.bind(address)  # what is closed by now is noticed here
+            worker.say("bound again")
+            worker.hear()
+
+    worker = offices.start(program)
+    worker.hear()
+    assert not [message for message in worker.told if isinstance(message, Release)]
+    worker.say("close it")
+    assert worker.hear() == "bound again"
+    assert len(worker.wait_told(Bind, 2)) == 2
+
+
+def test_a_detached_descriptor_is_still_a_copy(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        sock = tcp()
+        address = sock.getsockname()
+        fd = sock.detach()
+        del sock
+        listener = socket.socket(fileno=fd)
+        worker.say(address)
+        connection, _ = listener.accept()  # blocks
+        connection.close()
+        listener.close()
+        worker.hear()
+
+    worker = offices.start(program)
+    with socket.create_connection(worker.hear()):
+        worker.wait_told(Release)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_socket_that_was_never_closed_releases_when_it_is_collected(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        sock = tcp()
+        del sock
+        worker.hear()
+
+    worker = offices.start(program)
+    worker.wait_told(Release)
+
+
+def test_a_number_used_anew_is_no_listener_any_more(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        sock = tcp()
+        fd = sock.fileno()
+        os.close(sock.detach())
+        one, two = socket.socketpair()
+        with one, two:
+            assert fd in (one.fileno(), two.fileno())
+            one.shutdown(socket.SHUT_WR)
+            worker.say(two.recv(1))
+        worker.hear()
+
+    worker = offices.start(program)
+    assert worker.hear() == b""
+    worker.wait_told(Release)
+
+
+def test_a_process_forked_by_a_worker_accepts_and_releases_nothing(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with tcp() as sock:
+            worker.say(sock.getsockname())
+            child = os.fork()
+            if not child:
+                connection, _ = sock.accept()
+                connection.sendall(b"grandchild")
+                connection.close()
+                sock.close()
+                with socket.socket() as own:
+                    own.bind(("127.0.0.1", 0))
+                    own.listen()
+                os._exit(0)
+            worker.say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            worker.hear()
+
+    worker = offices.start(program)
+    address = worker.hear()
+    assert fetch(address) == b"grandchild"
+    assert worker.hear() == 0
+    assert not [message for message in worker.told if isinstance(message, Release)]
+    assert len(worker.wait_told(Bind)) == 1
+
+
+# -- unix paths -------------------------------------------------------------------------------
+
+
+def test_a_path_that_is_shared_cannot_be_unlinked_by_a_worker(
+    offices: Offices, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "socket")
+
+    def program(worker: Worker) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(path)
+            sock.listen()
+            worker.say("up")
+            worker.hear()
+            Path(path).unlink()
+            os.remove(path)
+
+    first = offices.start(program)
+    assert first.hear() == "up"
+    second = offices.start(program)
+    assert second.hear() == "up"
+    first.say("go")
+    assert first.join() == 0
+    assert stat.S_ISSOCK(os.stat(path).st_mode)
+    second.say("go")
+    second.wait_told(Release)
+    assert second.join() == 0
+    assert not os.path.exists(path)
+
+
+def test_files_and_strangers_sockets_are_unlinked_as_ever(offices: Offices, tmp_path: Path) -> None:
+    plain, strange = tmp_path / "plain", tmp_path / "strange"
+    plain.touch()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(strange))
+
+    def program(worker: Worker) -> None:
+        plain.unlink()
+        os.unlink(os.fsencode(strange))
+
+    worker = offices.start(program)
+    assert worker.join() == 0
+    assert not list(tmp_path.iterdir())
+    assert [message.path for message in worker.wait_told(Holds)] == [str(strange)]
+
+
+def test_a_path_has_the_permissions_that_the_workers_umask_leaves(
+    offices: Offices, tmp_path: Path
+) -> None:
+    def program(worker: Worker) -> None:
+        os.umask(0o077)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(tmp_path / "socket"))
+            worker.say(stat.S_IMODE(os.stat(tmp_path / "socket").st_mode))
+
+    assert offices.start(program).hear() == 0o700
+
+
+# -- datagrams ---------------------------------------------------------------------------------
+
+
+def test_a_udp_port_is_shared_at_bind(offices: Offices) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = probe.getsockname()
+
+    def program(worker: Worker) -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.bind(address)
+            worker.say(sock.gettimeout())
+            while True:
+                data, peer = sock.recvfrom(100)
+                sock.sendto(data + b" %d" % worker.number, peer)
+
+    workers = [offices.start(program), offices.start(program)]
+    for worker in workers:
+        assert worker.hear() is None
+        assert listening_address(worker) == address
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        client.connect(address)
+        answers = set()
+        while len(answers) < 2:
+            client.send(b"hello")
+            answers.add(client.recv(100))
+    assert answers == {b"hello 1", b"hello 2"}
+
+
+# -- asyncio -----------------------------------------------------------------------------------
+
+
+def test_asyncio_accepts_one_connection_a_wake_up(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0, start_serving=False)
+            with server.sockets[0].dup() as sock:
+                sock.listen()
+                worker.say(sock.getsockname())
+            worker.hear()
+            rounds = []
+            all_there = asyncio.Event()
+            accept = loop._accept_connection  # type: ignore[attr-defined]
+
+            def counted(*args: Any) -> None:
+                before = len(connections.living())
+                accept(*args)
+                rounds.append(len(connections.living()) - before)
+                if len(connections.living()) == 5:
+                    all_there.set()
+
+            loop._accept_connection = counted  # type: ignore[attr-defined]
+            await server.start_serving()
+            await all_there.wait()
+            worker.say(rounds)
+
+        asyncio.run(main())
+
+    worker = offices.start(program)
+    address = worker.hear()
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(address))
+        worker.say("they wait")
+        assert worker.hear() == [1, 1, 1, 1, 1]
+
+
+# -- cluster.listen() --------------------------------------------------------------------------
+
+
+def test_shared_listen_shares_with_a_plain_bind(offices: Offices) -> None:
+    port = free_port()
+
+    def program(worker: Worker) -> None:
+        with sharing.shared_listen(worker.ask, worker.tell, ("127.0.0.1", port)) as sock:
+            worker.say((sock.getsockname(), sock.gettimeout()))
+            while True:
+                connection, _ = sock.accept()
+                with connection:
+                    connection.sendall(b"%d" % worker.number)
+
+    first = offices.start(program, install=False)
+    assert first.hear() == (("127.0.0.1", port), None)
+    second = offices.start(lambda worker: serve(worker, ("127.0.0.1", port)))
+    listening_address(second)
+    answers = set()
+    while len(answers) < 2:
+        answers.add(fetch(("127.0.0.1", port)))
+    assert answers == {b"1", b"2"}
+
+
+def test_shared_listen_without_the_patch_waits_after_select_for_nobody(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with sharing.shared_listen(worker.ask, worker.tell, 0) as sock:
+            worker.say(sock.getsockname())
+            select.select([sock], [], [])
+            worker.say("ready")
+            worker.hear()
+            try:
+                sock.accept()[0].close()
+            except BlockingIOError:
+                worker.say("nothing")
+            else:
+                worker.say("accepted")
+
+    workers = [offices.start(program, install=False), offices.start(program, install=False)]
+    for worker in workers:
+        port = worker.hear()[1]
+    with socket.create_connection(("127.0.0.1", port)):
+        for worker in workers:
+            assert worker.hear() == "ready"
+        answers = []
+        for worker in workers:
+            worker.say("accept now")
+            answers.append(worker.hear())
+    assert answers == ["accepted", "nothing"]
+
+
+def test_an_exclusive_listener_is_the_workers_own(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        with sharing.shared_listen(worker.ask, worker.tell, 0, exclusive=True) as sock:
+            worker.say(sock.getsockname())
+            worker.hear()
+
+    first, second = offices.start(program), offices.start(program)
+    assert first.hear() != second.hear()
+    assert first.told == []
+
+
+def test_shared_listen_on_udp(offices: Offices) -> None:
+    def program(worker: Worker) -> None:
+        kind = socket.SOCK_DGRAM
+        with sharing.shared_listen(worker.ask, worker.tell, ("127.0.0.1", 0), type=kind) as sock:
+            worker.say(sock.getsockname())
+            data, peer = sock.recvfrom(100)
+            sock.sendto(data, peer)
+            worker.hear()
+
+    workers = [offices.start(program, install=False), offices.start(program)]
+    addresses = [worker.hear() for worker in workers]
+    assert addresses[0] == addresses[1]
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        client.connect(addresses[0])
+        client.send(b"hello")
+        assert client.recv(100) == b"hello"
