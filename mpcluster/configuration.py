@@ -1,0 +1,60 @@
+"""The settings of a cluster: one frozen record, replaced as a whole.
+
+A worker takes the record that is in force when it is forked, and keeps it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+__all__ = ["Settings", "changed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What :func:`mpcluster.setup` sets.
+
+    Attributes:
+        scheduling: How connections are spread: ``"auto"``, ``"shared"``, ``"slots"``, or
+            a policy object (:mod:`mpcluster.scheduling`).
+        kill_timeout: Seconds between a SIGTERM that is not followed and the SIGKILL.
+        channel_limit: Bytes that may wait for a worker that does not read.
+        send_timeout: Seconds that a ``send()`` past that limit waits for a reader that
+            takes nothing at all, before it raises.
+        listener_grace: Seconds that a listener stays open after its last user crashed.
+    """
+
+    scheduling: object = "auto"
+    kill_timeout: float = 5.0
+    channel_limit: int = 64 * 1024 * 1024
+    send_timeout: float = 30.0
+    listener_grace: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("kill_timeout", "send_timeout", "listener_grace"):
+            _check_number(name, getattr(self, name), "seconds", (int, float))
+        _check_number("channel_limit", self.channel_limit, "bytes", (int,))
+        if self.channel_limit < 1:
+            raise ValueError(f"channel_limit must be at least 1 byte, not {self.channel_limit}")
+
+
+def _check_number(name: str, value: object, unit: str, types: tuple[type, ...]) -> None:
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise TypeError(f"{name} must be a number of {unit}, not {value!r}")
+    if not value >= 0:  # type: ignore[operator]  # NaN fails this one too
+        raise ValueError(f"{name} must not be negative, not {value!r} {unit}")
+
+
+def changed(settings: Settings, changes: dict[str, object]) -> Settings:
+    """Return ``settings`` with ``changes``; a wrong name is refused with the list of right ones.
+
+    Raises:
+        TypeError: There is no such setting, or a value is of a wrong type.
+        ValueError: A value is out of range.
+    """
+    names = [field.name for field in dataclasses.fields(settings)]
+    for name in changes:
+        if name not in names:
+            raise TypeError(f"there is no setting {name!r}; there are: {', '.join(names)}")
+    return dataclasses.replace(settings, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,233 @@
+"""Callbacks by event name, and the keeping of what nobody has subscribed to yet.
+
+Both classes are used by one thread at a time for delivery (the watcher's), while any
+thread may subscribe. Subscriptions are tuples that are replaced, never changed, so that
+a delivery under way sees the set that it began with.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+__all__ = ["Emitter", "KeptEvents", "call", "report"]
+
+logger = logging.getLogger("mpcluster")
+
+Callback: TypeAlias = Callable[..., object]
+C = TypeVar("C", bound=Callback)
+
+
+def report(message: str, error: BaseException, culprit: object) -> None:
+    """Tell of an error that has nowhere to be raised: to the unraisable hook and the log.
+
+    The log only where it is set up: without handlers it would print the same once more.
+    """
+    if logger.hasHandlers():
+        logger.error("%s: %r", message, error, exc_info=error)
+    arguments = (type(error), error, error.__traceback__, message, culprit)
+    try:
+        sys.unraisablehook(sys.UnraisableHookArgs(arguments))  # type: ignore[arg-type]
+    except Exception:
+        logger.exception("sys.unraisablehook itself failed")
+
+
+def call(callback: Callback, *args: object) -> None:
+    """Call a user's callback; what it raises is reported and stops nothing."""
+    try:
+        callback(*args)
+    except BaseException as error:
+        # SystemExit too: a callback runs in the watcher's thread, which is not the
+        # program's to end.
+        report(f"callback {callback!r} raised", error, callback)
+
+
+class _Subscription(NamedTuple):
+    callback: Callback
+    once: bool
+
+
+class Emitter:
+    """The callbacks of one object, by event name.
+
+    Args:
+        names: The events that there are; any other is refused with the list of these.
+        subscribed: Called after each new subscription with the event's name, so that
+            what was kept for it can be handed over.
+    """
+
+    def __init__(
+        self, names: Iterable[str], subscribed: Callable[[str], object] | None = None
+    ) -> None:
+        self.names = tuple(names)
+        self._subscribed = subscribed
+        self._subscriptions: dict[str, tuple[_Subscription, ...]] = {}
+        # Taken to replace one tuple by another, by any thread; nothing is called and
+        # nothing is written while it is held. A forked child drops its parent's emitters.
+        self._lock = threading.Lock()
+
+    def _checked(self, event: str) -> str:
+        if event not in self.names:
+            raise ValueError(f"there is no event {event!r}; there are: {', '.join(self.names)}")
+        return event
+
+    def add(self, event: str, callback: C, *, once: bool = False) -> C:
+        """Subscribe ``callback``; the same one twice is called twice.
+
+        Raises:
+            ValueError: There is no such event.
+            TypeError: ``callback`` cannot be called.
+        """
+        self._checked(event)
+        if not callable(callback):
+            raise TypeError(f"a callback for {event!r} must be callable, not {callback!r}")
+        with self._lock:
+            present = self._subscriptions.get(event, ())
+            self._subscriptions[event] = (*present, _Subscription(callback, once))
+        if self._subscribed is not None:
+            self._subscribed(event)
+        return callback
+
+    def discard(self, event: str, callback: Callback | None = None) -> None:
+        """Unsubscribe ``callback`` (its latest subscription), or all of ``event``."""
+        self._checked(event)
+        with self._lock:
+            present = self._subscriptions.get(event, ())
+            if callback is None:
+                remaining: tuple[_Subscription, ...] = ()
+            else:
+                remaining = present
+                for index in reversed(range(len(present))):
+                    if present[index].callback == callback:
+                        remaining = present[:index] + present[index + 1 :]
+                        break
+            self._subscriptions[event] = remaining
+
+    def has(self, event: str) -> bool:
+        """Is anybody subscribed to ``event``?"""
+        return bool(self._subscriptions.get(event))
+
+    def take(self, event: str) -> tuple[Callback, ...]:
+        """Return the callbacks to call now; those for one time are unsubscribed."""
+        present = self._subscriptions.get(event, ())
+        if any(subscription.once for subscription in present):
+            with self._lock:
+                present = self._subscriptions.get(event, ())
+                self._subscriptions[event] = tuple(s for s in present if not s.once)
+        return tuple(subscription.callback for subscription in present)
+
+    def clear(self) -> None:
+        """Forget every subscription."""
+        with self._lock:
+            self._subscriptions.clear()
+
+
+class _Kept(NamedTuple):
+    key: Hashable
+    owner: Callable[[], Any]  # gives the worker, or None once a weakly kept one is gone
+    event: str
+    args: tuple[object, ...]
+    weight: int
+
+
+class KeptEvents:
+    """Events that came while nobody had a callback for them, in order and bounded.
+
+    Used by the watcher's thread only. Past either bound the oldest entry goes: a program
+    that never subscribes to ``message`` must not grow with every message.
+
+    Args:
+        most: Entries kept in all.
+        weight: Bytes kept in all (an entry that is larger alone is kept alone).
+    """
+
+    def __init__(self, most: int = 4096, weight: int = 64 * 1024 * 1024) -> None:
+        self._most = most
+        self._most_weight = weight
+        self._weight = 0
+        self._numbers = itertools.count()
+        self._entries: OrderedDict[int, _Kept] = OrderedDict()
+        self._places: dict[Hashable, dict[str, deque[int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} entries={len(self)} bytes={self._weight}>"
+
+    def keep(
+        self,
+        key: Hashable,
+        owner: object,
+        event: str,
+        args: tuple[object, ...],
+        *,
+        weight: int = 0,
+        weakly: bool = False,
+    ) -> bool:
+        """Keep one event of the worker ``owner``, known by ``key``.
+
+        Args:
+            weight: Its size in bytes.
+            weakly: Do not keep the worker object alive by it.
+
+        Returns:
+            False if an older event had to go for it.
+        """
+        holder: Callable[[], Any] = weakref.ref(owner) if weakly else lambda: owner
+        number = next(self._numbers)
+        self._entries[number] = _Kept(key, holder, event, args, weight)
+        self._places.setdefault(key, {}).setdefault(event, deque()).append(number)
+        self._weight += weight
+        dropped = False
+        while len(self) > self._most or (self._weight > self._most_weight and len(self) > 1):
+            self._drop_oldest()
+            dropped = True
+        return not dropped
+
+    def _drop_oldest(self) -> None:
+        _, entry = self._entries.popitem(last=False)
+        self._weight -= entry.weight
+        events = self._places[entry.key]
+        events[entry.event].popleft()
+        if not events[entry.event]:
+            del events[entry.event]
+            if not events:
+                del self._places[entry.key]
+
+    def _pop(self, number: int) -> _Kept:
+        entry = self._entries.pop(number)
+        self._weight -= entry.weight
+        return entry
+
+    def holds(self, key: Hashable, event: str) -> bool:
+        """Is an ``event`` of the worker ``key`` kept?"""
+        return event in self._places.get(key, ())
+
+    def take(self, event: str, key: Hashable | None = None) -> list[tuple[Any, tuple[object, ...]]]:
+        """Hand over what is kept for ``event``, of one worker or (``key=None``) of all.
+
+        Returns:
+            ``(worker, args)`` pairs in the order in which they came.
+        """
+        numbers: list[int] = []
+        for place in [key] if key is not None else list(self._places):
+            events = self._places.get(place, {})
+            numbers.extend(events.pop(event, ()))
+            if not events:
+                self._places.pop(place, None)
+        entries = [self._pop(number) for number in sorted(numbers)]
+        pairs = [(entry.owner(), entry.args) for entry in entries]
+        return [(owner, args) for owner, args in pairs if owner is not None]
+
+    def forget(self, key: Hashable) -> None:
+        """Drop all that is kept of one worker: its life has been told to the end."""
+        for numbers in self._places.pop(key, {}).values():
+            for number in numbers:
+                self._pop(number)

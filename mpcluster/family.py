@@ -1,0 +1,192 @@
+"""The children of this process: who lives, and who hears what happens to them.
+
+One :class:`Family` a process. A worker's own callbacks hear of an event first, then the
+process's, which get the worker as first argument. What nobody has a callback for is kept
+(:class:`mpcluster.events.KeptEvents`) for the first that subscribes. Everything is
+delivered in the watcher's thread; a forked child begins with a family of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from mpcluster import messages, watcher
+from mpcluster.events import Emitter, KeptEvents, call
+from mpcluster.configuration import Settings
+
+if TYPE_CHECKING:
+    from mpcluster.process import ClusterProcess
+
+__all__ = ["CLUSTER_EVENTS", "WORKER_EVENTS", "Family", "current"]
+
+logger = logging.getLogger("mpcluster")
+
+WORKER_EVENTS: Final = ("fork", "online", "listening", "message", "disconnect", "death")
+CLUSTER_EVENTS: Final = WORKER_EVENTS
+
+
+class Upward:
+    """What the cluster layer does about a worker; its own subclass takes the place of this.
+
+    All are called in the watcher's thread.
+    """
+
+    def answer(
+        self,
+        worker: ClusterProcess,
+        message: messages.Request | messages.Release | messages.Gone,
+    ) -> None:
+        """The worker asks, gives back a listener, or tells of the end of one below it."""
+
+    def leaving(self, worker: ClusterProcess, proceed: Callable[[], object]) -> None:
+        """The worker is asked to leave; ``proceed()`` tells it so."""
+        proceed()
+
+    def gone(self, worker: ClusterProcess) -> None:
+        """The worker's process has ended; `death` comes next."""
+
+
+upward: Upward = Upward()
+
+
+class Family:
+    """This process's workers and the callbacks for all of them."""
+
+    def __init__(self) -> None:
+        self.workers: dict[int, ClusterProcess] = {}
+        self.settings = Settings()
+        self.emitter = Emitter(CLUSTER_EVENTS, lambda event: self.subscribed(event))
+        self.ids = itertools.count(1)
+        self._kept = KeptEvents()
+        self._warned_of_loss = False
+        self._silent = False
+        # Guards `_untold` and `_awaited`: the watcher takes it when a death has been told,
+        # any thread to wait for that. Nothing of a user's is called under it.
+        self._told = threading.Condition()
+        self._awaited: list[tuple[frozenset[int], Callable[[], object]]] = []
+        self._untold: set[int] = set()  # dead, `death` not yet delivered to the end
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} living={sorted(self.workers)} {self._kept!r}>"
+
+    # -- events ----------------------------------------------------------------------------
+
+    def subscribed(self, event: str, worker: ClusterProcess | None = None) -> None:
+        """Somebody has a callback for ``event`` (of one worker, or of all) since now."""
+        key = None if worker is None else worker.id
+        if worker is not None and key is None:
+            return  # not started: nothing can have happened to it
+        the_watcher = watcher.current()
+        if the_watcher.is_running() or len(self._kept):
+            the_watcher.call_soon(lambda: self._hand_over(event, key))
+
+    def emit(self, worker: ClusterProcess, event: str, *args: object, weight: int = 0) -> None:
+        """Deliver an event of ``worker``, or keep it if nobody listens yet.
+
+        Args:
+            weight: Its size in bytes while it is kept.
+        """
+        if self._silent:
+            return
+        key = worker.id
+        if not (worker.emitter.has(event) or self.emitter.has(event)):
+            kept = self._kept.keep(
+                key, worker, event, args, weight=weight, weakly=not worker.is_forked
+            )
+            if not kept and not self._warned_of_loss:
+                self._warned_of_loss = True
+                logger.warning(
+                    "nobody has subscribed to %r: the oldest kept events are dropped", event
+                )
+            return
+        if self._kept.holds(key, event):
+            self._hand_over(event, key)
+        self._deliver(worker, event, args)
+        if event == "death":
+            self._kept.forget(key)
+
+    def _deliver(self, worker: ClusterProcess, event: str, args: tuple[object, ...]) -> None:
+        for callback in worker.emitter.take(event):
+            call(callback, *args)
+        for callback in self.emitter.take(event):
+            call(callback, worker, *args)
+
+    def _hand_over(self, event: str, key: int | None) -> None:
+        for worker, args in self._kept.take(event, key):
+            self.emit(worker, event, *args)
+
+    def forget(self, worker: ClusterProcess) -> None:
+        """Keep nothing for a worker object that was closed. Any thread."""
+        if worker.id is not None and len(self._kept):
+            key = worker.id
+            watcher.current().call_soon(lambda: self._kept.forget(key))
+
+    def silence(self) -> None:
+        """The process ends: deliver nothing more, so that no callback forks a successor."""
+        self._silent = True
+
+    # -- deaths ----------------------------------------------------------------------------
+
+    def bury(self, worker: ClusterProcess) -> None:
+        """Take a dead worker out and tell of its death. In the watcher's thread."""
+        key = worker.id
+        assert key is not None
+        self._untold.add(key)
+        self.workers.pop(key, None)
+        try:
+            upward.gone(worker)
+            self.emit(worker, "death")
+        finally:
+            with self._told:
+                self._untold.discard(key)
+                self._told.notify_all()
+            self._call_due()
+
+    def _call_due(self) -> None:
+        with self._told:
+            due = [callback for ids, callback in self._awaited if not self._remaining(ids)]
+            self._awaited = [entry for entry in self._awaited if self._remaining(entry[0])]
+        for callback in due:
+            call(callback)
+
+    def _remaining(self, ids: frozenset[int]) -> bool:
+        return bool(ids & (self.workers.keys() | self._untold))
+
+    def after_deaths(self, ids: Iterable[int], callback: Callable[[], object]) -> None:
+        """Call ``callback()`` in the watcher's thread once all of ``ids`` are gone. Any thread."""
+        with self._told:
+            self._awaited.append((frozenset(ids), callback))
+        watcher.current().call_soon(self._call_due)
+
+    def wait_told(self, done: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until ``done()``, asked again after each death that was told of.
+
+        Not for the watcher's thread, which would wait for itself.
+        """
+        with self._told:
+            return self._told.wait_for(done, timeout)
+
+    def is_settled(self) -> bool:
+        """Has every death been told of to the end?"""
+        return not self._untold
+
+
+_current = Family()
+
+
+def current() -> Family:
+    """Return the family of this process."""
+    return _current
+
+
+def _after_fork_in_child() -> None:
+    global _current
+    _current = Family()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

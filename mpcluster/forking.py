@@ -1,0 +1,104 @@
+"""The fork itself.
+
+CPython 3.12 and later warn at each ``os.fork()`` of a process with more than one thread.
+In a process with workers there is one more thread than the program has: the watcher. It
+is made to be forked beside (whatever it does at that moment is thrown away in the child,
+see :mod:`mpcluster.watcher`), and a death callback forks *in* it. So the fork is made by
+the same three steps of CPython's C interface as ``os.fork`` makes it by, and the warning
+is given where it is deserved: when the program itself has other threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Final
+
+from mpcluster import descriptors, watcher
+
+__all__ = ["fork"]
+
+_WARNS: Final = sys.version_info >= (3, 12)
+
+
+def fork(keep: tuple[int, ...] = ()) -> int:
+    """Fork; return the child's pid in the parent and 0 in the child.
+
+    Args:
+        keep: Descriptors that the child shall have although they are the parent's own.
+
+    Raises:
+        OSError: The system has no room for one more process.
+        RuntimeError: The main program is over and the interpreter shuts down (3.12+): a
+            child of it could start no thread.
+    """
+    with descriptors.keep(*keep):
+        if not _WARNS:
+            return os.fork()
+        if not threading.main_thread().is_alive():
+            raise RuntimeError("cannot fork at interpreter shutdown: the main program is over")
+        sys.audit("os.fork")
+        pid = _raw_fork()
+    if pid:
+        _warn_of_threads()
+    return pid
+
+
+def _load() -> Callable[[], int]:
+    # PyDLL keeps the GIL for the call, as os.fork does: no other thread of this
+    # interpreter is in the middle of a bytecode at the moment of the fork.
+    library = ctypes.PyDLL(None, use_errno=True)
+    before, in_parent, in_child, system_fork = (
+        library.PyOS_BeforeFork,
+        library.PyOS_AfterFork_Parent,
+        library.PyOS_AfterFork_Child,
+        library.fork,
+    )
+    for function in (before, in_parent, in_child):
+        function.restype = None
+        function.argtypes = []
+    system_fork.restype = ctypes.c_int
+    system_fork.argtypes = []
+
+    def raw_fork() -> int:
+        before()
+        pid: int = system_fork()
+        if pid == 0:
+            in_child()
+            return 0
+        error = ctypes.get_errno() if pid < 0 else 0
+        in_parent()
+        if error:
+            raise OSError(error, os.strerror(error))
+        return pid
+
+    return raw_fork
+
+
+_raw_fork: Final = _load() if _WARNS else os.fork
+
+
+def _warn_of_threads() -> None:
+    # Called in a callback, the fork leaves the main thread out: that one is the price of
+    # death callbacks, not of the program's own threads.
+    ours = {threading.current_thread(), threading.main_thread()}
+    others = [
+        thread
+        for thread in threading.enumerate()
+        if thread not in ours and thread.name != watcher.THREAD_NAME
+    ]
+    in_other_thread = not watcher.current().in_thread() and (
+        threading.current_thread() is not threading.main_thread()
+    )
+    if others or in_other_thread:
+        warnings.warn(
+            f"This process (pid={os.getpid()}) has threads of its own; what they hold at the "
+            "moment of a fork, a lock for example, the child inherits as it is. "
+            "See docs/fork-safety.md",
+            DeprecationWarning,
+            stacklevel=2,
+        )

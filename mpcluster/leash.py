@@ -1,0 +1,75 @@
+"""No worker outlives its root master, whatever ends that one.
+
+The root master holds the write end of one pipe, and nobody else does. Every worker below
+it, nested ones too, opens the read end anew and asks the kernel to send *SIGKILL to the
+worker* when something happens on it (``F_SETOWN``, ``F_SETSIG``, ``O_ASYNC``; fcntl(2)).
+Nothing is ever written, so what happens is the end: the last write end closes with the
+death of the master. No thread or handler of the worker takes part, so a worker that spins
+in C with the interpreter's lock held goes as well.
+
+Why not ``PR_SET_PDEATHSIG``: that fires when the *thread* that forked ends. Why reopened
+through ``/proc/self/fd``: owner and signal belong to the open file description, which the
+copies that a fork makes would share.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import signal
+
+from mpcluster import descriptors
+
+__all__ = ["hold", "wear"]
+
+logger = logging.getLogger("mpcluster")
+
+#: The read end, in the root master and in every worker below it. A root has a write end
+#: as well, which no child keeps. Both are set once, under `descriptors.opening()`.
+_read_end: int | None = None
+
+
+def hold() -> int:
+    """Return the read end for a child to be, making the pipe at the first call in a root."""
+    global _read_end
+    with descriptors.opening():
+        if _read_end is None:
+            _read_end, write_end = os.pipe()
+            descriptors.own(_read_end)
+            descriptors.own(write_end)
+        return _read_end
+
+
+def wear() -> None:
+    """In a new worker: be killed when the root master ends. Exits if it has already."""
+    assert _read_end is not None
+    try:
+        with descriptors.opening():
+            # Never closed: the registration goes with the description.
+            own_end = os.open(f"/proc/self/fd/{_read_end}", os.O_RDONLY | os.O_NONBLOCK)
+            descriptors.own(own_end)
+        fcntl.fcntl(own_end, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(own_end, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(own_end, fcntl.F_GETFL)
+        fcntl.fcntl(own_end, fcntl.F_SETFL, flags | os.O_ASYNC)
+    except OSError as error:
+        logger.warning("this worker may outlive its master: /proc is needed (%s)", error)
+        return
+    # The master may have ended before the registration.
+    poll = select.poll()
+    poll.register(own_end, 0)
+    if any(events & select.POLLHUP for _, events in poll.poll(0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _after_fork_in_child() -> None:
+    global _read_end
+    # A child that is not a worker (a plain os.fork) is a root of its own; its copy of the
+    # pipe was closed by `descriptors`.
+    if _read_end is not None and _read_end not in descriptors.owned():
+        _read_end = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

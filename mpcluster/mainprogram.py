@@ -1,0 +1,112 @@
+"""The main program, once more: what a worker does that was forked without a target.
+
+The code is read anew in the worker, from where the master had it: the script, the ``-m``
+module, or the directory or archive that was given to the interpreter. It runs as
+``__main__``, in a module of its own; the master's stays behind as it was at the fork.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import types
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from multiprocessing import util
+from typing import Any
+
+from mpcluster import workerside
+
+__all__ = ["MainProgram", "locate"]
+
+
+@dataclass(frozen=True, slots=True)
+class MainProgram:
+    """Where the main program's code is."""
+
+    loader: Any
+    name: str  # as the loader knows it
+    file: str
+    spec: ModuleSpec | None
+    package: str | None
+
+    def run(self) -> None:
+        """Run it as ``__main__``. In a worker."""
+        if sys.version_info < (3, 13):
+            # What the master had registered is the master's; what this program registers
+            # is run when it ends, as of any program (3.13 does so for every child).
+            atexit._clear()
+            atexit.register(util._exit_function)
+        try:
+            self._execute()
+            myself = workerside.current()
+            if myself is not None:
+                myself.stay()
+        except KeyboardInterrupt:
+            _die_of_sigint()
+        finally:
+            if sys.version_info < (3, 13):
+                atexit._run_exitfuncs()
+
+    def _execute(self) -> None:
+        code = self._code()
+        module = types.ModuleType("__main__")
+        module.__dict__.update(
+            __file__=self.file,
+            __loader__=self.loader,
+            __spec__=self.spec,
+            __package__=self.package,
+            __builtins__=__builtins__,
+        )
+        sys.modules["__main__"] = module
+        exec(code, module.__dict__)
+
+    def _code(self) -> types.CodeType:
+        # Not `get_code` for a script: that would write a .pyc beside it.
+        if self.spec is None and hasattr(self.loader, "source_to_code"):
+            code = self.loader.source_to_code(self.loader.get_data(self.file), self.file)
+        else:
+            code = self.loader.get_code(self.name)
+        assert isinstance(code, types.CodeType)
+        return code
+
+
+def locate() -> MainProgram:
+    """Find the main program of this process.
+
+    Raises:
+        RuntimeError: It is no file: an interactive session, ``-c``, or standard input.
+    """
+    main = sys.modules["__main__"]
+    loader = getattr(main, "__loader__", None)
+    spec = getattr(main, "__spec__", None)
+    file = getattr(main, "__file__", None)
+    if file is None or loader is None or hasattr(sys, "ps1"):
+        raise RuntimeError(
+            "fork() without a target runs the main program again, and this one is not a "
+            "file (interactive, -c or standard input); give fork() a target function"
+        )
+    return MainProgram(
+        loader=loader,
+        name=spec.name if spec is not None else getattr(loader, "name", "__main__"),
+        file=_start_file(file),
+        spec=spec,
+        package=getattr(main, "__package__", None),
+    )
+
+
+_start_directory = os.getcwd()
+
+
+def _start_file(file: str) -> str:
+    """Make a script's path absolute: the program may have changed its directory since."""
+    return os.path.join(_start_directory, file)
+
+
+def _die_of_sigint() -> None:
+    """Ctrl-C ends a worker as it ends any program, but without a traceback each."""
+    util._flush_std_streams()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)

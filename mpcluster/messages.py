@@ -1,0 +1,116 @@
+"""Every control message, on one screen.
+
+Control messages travel beside the users' own on the same channel, in frames of another
+kind (:class:`mpcluster.wire.Kind`), so that neither can be mistaken for the other. A
+field that holds a socket arrives as a socket: descriptors are message parts.
+
+Names say who speaks. A *worker* tells and asks its parent; the parent answers and orders.
+What the root master alone can answer is passed on by the masters in between.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+#: ``(family, type, proto, address, ordinal)``: which listener. ``address`` is numeric
+#: ``(host, port, ...)`` as the socket module has it, or an absolute path; ``ordinal``
+#: counts the port-0 listeners of one worker and is ``None`` for a named port.
+Key: TypeAlias = tuple[int, int, int, "tuple[object, ...] | str | bytes", "int | None"]
+
+#: A worker as the root master sees it: the ids on the way down, ``(3,)`` or ``(3, 1)``.
+Route: TypeAlias = tuple[int, ...]
+
+
+# -- worker → parent ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    """The worker runs; user code comes next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A shared listener is up in the worker; ``sockname`` is its real address."""
+
+    family: int
+    sockname: object
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The worker goes because it, or its parent, asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``body`` wants a :class:`Reply` with the same number."""
+
+    number: int
+    body: object
+    route: Route = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A nested worker's process is gone: the registry forgets its listeners."""
+
+    route: Route
+    crashed: bool
+
+
+# -- bodies of requests: what the registry of shared listeners is asked --------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Share the listener ``key``; here is my unbound socket with its options, if it is new."""
+
+    key: Key
+    socket: socket.socket
+    scheduling: object = None
+    listen: int | None = None  # backlog, where the master shall also listen()
+    mode: int | None = None  # permission bits of a unix path
+    event_loop: bool = False  # the acceptor is an event loop: `auto` prefers `slots`
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The worker has closed its copy of ``key``."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """Is this unix path held by the registry? (Servers unlink before they bind.)"""
+
+    path: str
+
+
+# -- parent → worker ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a :class:`Request`: a value, or the error to raise."""
+
+    number: int
+    value: object = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The listener: lay ``socket`` over your own (``None``: your own is the one)."""
+
+    key: Key
+    socket: socket.socket | None = None
+    sockname: object = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Take no new connection, finish what you have, then leave."""

@@ -1,0 +1,186 @@
+"""A forked child as its parent holds it: pid, pidfd, channel end, exit code.
+
+Takes the place of ``multiprocessing.popen_fork.Popen`` and differs from it in three ways.
+Its sentinel is a pidfd: the pipe that CPython uses stays silent while any descendant of
+the child still holds a copy of the other end. A wait never sits in ``waitpid``: it waits
+on the pidfd and then reaps without blocking, under a lock, so that any number of threads,
+the watcher among them, may look at once. And a child that somebody else has reaped
+(``os.wait()`` in the program, ``SIGCHLD`` ignored) is dead all the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import select
+import signal
+import struct
+import sys
+import threading
+from multiprocessing import popen_fork, util
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, Final, Protocol
+
+from mpcluster import descriptors, forking, leash
+
+__all__ = ["UNKNOWN_EXITCODE", "Popen"]
+
+#: The exit code of a child whose status somebody else has taken, on kernels that do not
+#: keep it (before 6.15); the same number as asyncio's child watchers give.
+UNKNOWN_EXITCODE: Final = 255
+
+
+class Child(Protocol):
+    """What Popen needs of the process object, in the child."""
+
+    def _bootstrap(self, parent_sentinel: int | None = None) -> int: ...
+
+    def _inherit(self, channel: Connection[Any, Any]) -> None: ...
+
+
+class Popen(popen_fork.Popen):
+    """Fork ``process_obj`` and hold the child.
+
+    Attributes:
+        sentinel: Becomes readable when the child has ended, and stays so.
+        connection: This side's end of the channel.
+    """
+
+    method = "fork"
+    sentinel: int
+    connection: Connection[Any, Any]
+
+    def _launch(self, process_obj: Child) -> None:
+        self._owner = os.getpid()
+        # Guards `returncode` and the one waitpid that may succeed. Taken by any thread
+        # that looks at the child; nothing but waitpid(WNOHANG) happens under it. A forked
+        # child never takes it: there, `poll` sees that the child is not its own.
+        self._reaping = threading.Lock()
+        with descriptors.opening():
+            ours, theirs = Pipe(duplex=True)
+            descriptors.own(ours)
+            descriptors.own(theirs)
+        parent_sentinel = _own_pidfd()
+        keep = (theirs.fileno(), parent_sentinel, leash.hold())
+        try:
+            pid = forking.fork(keep)
+        except BaseException:
+            descriptors.close(ours)
+            descriptors.close(theirs)
+            raise
+        if pid == 0:
+            self._run_child(process_obj, theirs, parent_sentinel)
+        self.pid = pid
+        self.connection = ours
+        descriptors.close(theirs)
+        try:
+            with descriptors.opening():
+                self.sentinel = _open_sentinel(pid)
+                descriptors.own(self.sentinel)
+        except OSError:  # out of descriptors: a child that nobody can watch must not live
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            descriptors.close(ours)
+            raise
+        self.finalizer = util.Finalize(self, descriptors.close, (self.sentinel,))
+
+    @staticmethod
+    def _run_child(process_obj: Child, channel: Connection[Any, Any], sentinel: int) -> None:
+        code = 1
+        try:
+            if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
+                atexit._clear()
+                atexit.register(util._exit_function)
+            process_obj._inherit(channel)
+            code = process_obj._bootstrap(parent_sentinel=sentinel)
+        finally:
+            if sys.version_info >= (3, 13):
+                atexit._run_exitfuncs()
+                util._flush_std_streams()
+            os._exit(code)
+
+    # -- the parent ------------------------------------------------------------------------
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """Return the exit code, or ``None`` while the child lives; reaps it.
+
+        With ``flag=0`` it waits for the end, as the base class does.
+        """
+        if self.returncode is None and os.getpid() == self._owner:
+            if not flag & os.WNOHANG:
+                self._ended(None)
+            with self._reaping:
+                if self.returncode is None:
+                    self.returncode = self._reap()
+        return self.returncode
+
+    def _reap(self) -> int | None:
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return self._status_taken_by_another() if self._ended(0) else None
+        return os.waitstatus_to_exitcode(status) if pid == self.pid else None
+
+    def _status_taken_by_another(self) -> int:
+        status = _status_of_reaped(self.sentinel)
+        return UNKNOWN_EXITCODE if status is None else os.waitstatus_to_exitcode(status)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait up to ``timeout`` seconds for the end; return the exit code or ``None``."""
+        if self.returncode is None and not self._ended(timeout):
+            return None
+        return self.poll()
+
+    def _ended(self, timeout: float | None) -> bool:
+        poll = select.poll()
+        poll.register(self.sentinel, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+
+    def _send_signal(self, sig: int) -> None:
+        if self.returncode is None:
+            try:
+                signal.pidfd_send_signal(self.sentinel, sig)
+            except ProcessLookupError:
+                pass  # it has ended in the meantime
+
+
+def _open_sentinel(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        # Ended and reaped already (SIGCHLD is ignored): something that is always ready.
+        read_end, write_end = os.pipe()
+        os.close(write_end)
+        return read_end
+
+
+# This process's own pidfd, which its children inherit to know its end by. Made once in each
+# process, under `descriptors.opening()`; a child's copy belongs to `parent_process()`.
+_pidfd: tuple[int, int] | None = None
+
+
+def _own_pidfd() -> int:
+    global _pidfd
+    with descriptors.opening():
+        if _pidfd is None or _pidfd[0] != os.getpid():
+            _pidfd = os.getpid(), os.pidfd_open(os.getpid())
+            descriptors.own(_pidfd[1])
+        return _pidfd[1]
+
+
+# ioctl PIDFD_GET_INFO of linux/pidfd.h: struct pidfd_info begins with the mask of what is
+# asked for, and ends (in its first version, 64 bytes) with the exit code.
+_GET_INFO: Final = 0xC040FF0B
+_INFO_EXIT: Final = 1 << 3
+
+
+def _status_of_reaped(pidfd: int) -> int | None:
+    """Return the wait status of a process that is reaped already, where the kernel keeps it."""
+    request = struct.pack("=Q", _INFO_EXIT).ljust(64, b"\0")
+    try:
+        answer = fcntl.ioctl(pidfd, _GET_INFO, request)
+    except OSError:
+        return None
+    mask, status = struct.unpack_from("=Q", answer)[0], struct.unpack_from("=i", answer, 60)[0]
+    return status if mask & _INFO_EXIT else None

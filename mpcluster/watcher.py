@@ -1,0 +1,239 @@
+"""One thread that waits for everything that can happen to this process's workers.
+
+A process has at most one :class:`Watcher`. It waits on one epoll for descriptors (pidfds,
+channels), for timers, and for calls that other threads hand to it, and runs what they
+lead to one at a time. Whatever belongs to the watching side (the table of workers, the
+registry of listeners, the users' callbacks) is touched in this thread alone and so needs
+no lock.
+
+The thread is started by the first :meth:`Watcher.add`, :meth:`~Watcher.call_soon` or
+:meth:`~Watcher.call_later`; it is woken by the epoll, to which an eventfd belongs; it ends
+after :data:`LINGER` seconds with nothing to watch, and is started anew when there is
+something again. It is a daemon: it never keeps a program alive.
+
+A forked child has no such thread. Its first :func:`current` gives it a watcher of its own;
+its parent's descriptors are closed by :mod:`mpcluster.descriptors`. The child may well be
+forked *by* this thread, inside a callback: then the child's main thread stands where the
+watcher's stood, and never comes back into the loop.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from mpcluster import descriptors
+from mpcluster.events import report
+
+__all__ = ["LINGER", "THREAD_NAME", "Timer", "Watcher", "current"]
+
+#: Seconds that the thread stays when it has nothing to watch: long enough that a program
+#: that starts and joins one process after another does not start a thread for each.
+LINGER: Final = 1.0
+
+THREAD_NAME: Final = "mpcluster-watcher"
+
+READABLE: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
+WRITABLE: Final = select.EPOLLOUT
+
+
+class Timer:
+    """A call at a later time, until it is cancelled."""
+
+    __slots__ = ("_call", "due")
+
+    def __init__(self, due: float, call: Callable[[], object]) -> None:
+        self.due = due
+        self._call: Callable[[], object] | None = call
+
+    def cancel(self) -> None:
+        """Do not call any more; harmless when it is too late."""
+        self._call = None
+
+    def take(self) -> Callable[[], object] | None:
+        """Return what to call, at most once."""
+        call, self._call = self._call, None
+        return call
+
+
+class Watcher:
+    """An epoll and the thread that waits on it."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        with descriptors.opening():
+            self._epoll = select.epoll()
+            descriptors.own(self._epoll.fileno())
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            descriptors.own(self._wake_fd)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._callbacks: dict[int, Callable[[int], object]] = {}
+        self._calls: deque[Callable[[], object]] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._timer_numbers = itertools.count()
+        # Guards the one decision that two threads could take differently: is there a
+        # thread that will see what was just added? Taken by any thread that adds, and by
+        # the watcher when it is about to end. Only a thread is started under it.
+        self._life = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._thread_ident: int | None = None
+
+    def __repr__(self) -> str:
+        running = "running" if self._thread is not None else "idle"
+        return f"<{type(self).__name__} {running} watching={len(self._callbacks)}>"
+
+    # -- any thread ------------------------------------------------------------------------
+
+    def in_thread(self) -> bool:
+        """Does the caller run in this watcher's thread, in a callback?"""
+        return threading.get_ident() == self._thread_ident and os.getpid() == self._pid
+
+    def add(self, fd: int, callback: Callable[[int], object], events: int = READABLE) -> None:
+        """Call ``callback(events)`` in the thread whenever ``fd`` is ready.
+
+        A descriptor that is ready already is reported at once; one that stays ready is
+        reported again.
+        """
+        self._callbacks[fd] = callback
+        self._epoll.register(fd, events)
+        self._ensure_thread()
+
+    def modify(self, fd: int, events: int) -> None:
+        """Wait for other ``events`` of ``fd``; ignored if it is not watched (any more)."""
+        if fd in self._callbacks:
+            self._epoll.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Watch ``fd`` no more; harmless when it is not watched.
+
+        To be called before the descriptor is closed: an epoll registration belongs to the
+        open file description and outlives the number.
+        """
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Call ``call()`` in the thread, after what is under way there."""
+        self._calls.append(call)
+        self._wake()
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
+        """Call ``call()`` in the thread in ``seconds`` from now."""
+        timer = Timer(time.monotonic() + seconds, call)
+        self.call_soon(
+            lambda: heapq.heappush(self._timers, (timer.due, next(self._timer_numbers), timer))
+        )
+        return timer
+
+    def is_running(self) -> bool:
+        """Is there a thread now? (It may be about to end for want of work.)"""
+        return self._thread is not None
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+        self._ensure_thread()
+
+    def _ensure_thread(self) -> None:
+        # What needs the thread was added before this line. A thread about to end clears
+        # `_thread` before it looks for work a last time, so either this sees None, or the
+        # thread sees the work.
+        if self._thread is None:
+            with self._life:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+                    self._thread = thread
+                    try:
+                        thread.start()
+                    except BaseException:
+                        self._thread = None
+                        raise
+
+    # -- the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Wait and call until there has been nothing to watch for LINGER seconds."""
+        me = threading.current_thread()
+        self._thread_ident = threading.get_ident()
+        while True:
+            if self._wait_and_call(self._timeout()) or self._has_work():
+                continue
+            self._thread = None
+            if not self._has_work():
+                return
+            with self._life:
+                if self._thread is not None:
+                    return  # somebody has started another in the meantime
+                self._thread = me
+
+    def _has_work(self) -> bool:
+        return bool(self._callbacks or self._calls or self._timers)
+
+    def _timeout(self) -> float | None:
+        if self._calls:
+            return 0
+        if self._timers:
+            return max(0.0, self._timers[0][0] - time.monotonic())
+        return None if self._callbacks else LINGER
+
+    def _wait_and_call(self, timeout: float | None) -> bool:
+        """One round; returns whether there was anything to do."""
+        ready = self._epoll.poll(timeout)
+        for fd, events in ready:
+            if fd == self._wake_fd:
+                self._drain_wake()
+                continue
+            callback = self._callbacks.get(fd)
+            if callback is not None:  # else: removed by a callback of this very round
+                self._call(callback, events)
+            del callback  # whose it is may be dropped by its owner from now on
+        for _ in range(len(self._calls)):
+            self._call(self._calls.popleft())
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            call = heapq.heappop(self._timers)[2].take()
+            if call is not None:
+                self._call(call)
+        return bool(ready)
+
+    def _drain_wake(self) -> None:
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            pass
+
+    def _call(self, call: Callable[..., object], *args: object) -> None:
+        try:
+            call(*args)
+        except BaseException as error:
+            report("in the watcher", error, call)
+
+
+_current: Watcher | None = None
+# The watchers of the processes before this one. Their epoll objects are never finalized,
+# for that would close numbers which mean something else in this process.
+_inherited: list[Watcher] = []
+
+
+def current() -> Watcher:
+    """Return this process's watcher, making it at the first call."""
+    global _current
+    if _current is None:
+        _current = Watcher()
+    return _current
+
+
+def _after_fork_in_child() -> None:
+    global _current
+    if _current is not None:
+        _inherited.append(_current)
+        _current = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
