@@ -600,10 +600,10 @@ def test_asyncio_accepts_one_connection_a_wake_up(offices: Offices) -> None:
             accept = loop._accept_connection  # type: ignore[attr-defined]
 
             def counted(*args: Any) -> None:
-                before = len(connections.living())
+                before = len(connections.in_hand())
                 accept(*args)
-                rounds.append(len(connections.living()) - before)
-                if len(connections.living()) == 5:
+                rounds.append(len(connections.in_hand()) - before)
+                if len(connections.in_hand()) == 5:
                     all_there.set()
 
             loop._accept_connection = counted  # type: ignore[attr-defined]

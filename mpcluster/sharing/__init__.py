@@ -4,13 +4,13 @@ In a worker that shares its ports, :func:`install` makes plain ``socket.bind`` a
 ``listen`` of any server go through the registry in the master. Bottom up:
 
 * ``real``: what is patched, as it was
-* ``copies``: which descriptor here is which listener; ``ports``: the bookkeeping of port 0;
-  ``connections``: what was accepted
+* ``copies``: which descriptor here is which listener; ``ports``: the bookkeeping of port 0
 * ``waiting``, ``datagrams``: blocking on descriptors that never block
 * ``eventloops``, ``paths``: asyncio's greed, servers' unlinking
 * ``binding``: the conversation with the registry
 * ``sockets``: the changed methods; ``patch``: putting them in place
-* ``listening``: ``cluster.listen()``; ``parking``: no new connection, for a drain
+* ``listening``: ``cluster.listen()``
+* for a drain: ``parking`` (no new connection) and ``connections`` (those in hand)
 """
 
 from __future__ import annotations

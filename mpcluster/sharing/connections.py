@@ -1,72 +1,103 @@
-"""The connections that this worker has accepted from shared listeners.
+"""The connections that this process has in hand, and what the kernel knows of their traffic.
 
-A drain waits for them. They are kept as descriptor and socket identity, since a server
-may wrap, detach or pass on the object; an entry whose descriptor has become something
-else is a closed connection.
+Nothing is noted down when a connection is accepted: whoever wants to know (a drain) looks
+through the process's descriptors for sockets with the local address of a shared listener.
+That finds those that C code accepted too, and misses none that was accepted a moment ago.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import stat
 import struct
-from enum import Enum
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from . import real
-from .copies import Identity, identify
+from . import copies, real
 
-__all__ = ["Quietness", "accepted", "living", "quietness"]
+__all__ = ["Connection", "in_hand", "stop_reading"]
 
-_open: dict[int, Identity] = {}
-
-_TCP_INFO_SIZE = 192
-_LAST_DATA_SENT = 44  # offsets in struct tcp_info, include/uapi/linux/tcp.h
+_LAST_DATA_SENT = 44  # offsets in struct tcp_info, include/uapi/linux/tcp.h; milliseconds
 _LAST_DATA_RECEIVED = 52
 _BYTES_RECEIVED = 128
+_TCP_INFO_SIZE = 192
 
 
-class Quietness(Enum):
-    """What the kernel knows of the traffic on a connection."""
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """An accepted connection. What only TCP knows is ``None`` for unix sockets.
 
-    CLOSED = "closed"
-    BUSY = "busy"  # a request came and has not been answered, or it is too early to say
-    UNSURE = "unsure"  # last heard and last answered in the same tick of the kernel's clock
-    IDLE = "idle"  # nothing came since the last answer, for the time asked
-    UNKNOWN = "unknown"  # not TCP: the kernel keeps no times
+    Args:
+        fd: Its descriptor.
+        silence: Seconds since the last byte in either direction.
+        received: Bytes that came so far.
+        unanswered: Something came after the last byte that was sent. ``None`` also where
+            both were within one tick of the kernel's clock (1 to 10 ms).
+    """
 
-
-def accepted(fd: int) -> None:
-    """Remember a connection. An entry of the same number is overwritten: that one is closed."""
-    _open[fd] = identify(fd)
-
-
-def living() -> list[int]:
-    """The descriptors of the connections that are open still."""
-    closed = [fd for fd, identity in list(_open.items()) if identify(fd) != identity]
-    for fd in closed:
-        _open.pop(fd, None)
-    return list(_open)
+    fd: int
+    silence: float | None = None
+    received: int | None = None
+    unanswered: bool | None = None
 
 
-def quietness(fd: int, seconds: float) -> Quietness:
-    """Has this connection had no traffic for ``seconds``, and nothing unanswered?"""
+def in_hand() -> list[Connection]:
+    """Every open connection that was accepted from a shared listener of this process."""
+    places = {_place(copy.listener.key[0], copy.listener.sockname) for copy in copies.known()}
+    return [connection for fd in _sockets() if (connection := _look(fd, places)) is not None]
+
+
+def stop_reading(connection: Connection) -> None:
+    """Let the next read find the end, once all that has arrived is read."""
     try:
-        with real.Socket(fileno=os.dup(fd)) as connection:
-            if connection.family not in (socket.AF_INET, socket.AF_INET6):
-                return Quietness.UNKNOWN
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        with real.Socket(fileno=os.dup(connection.fd)) as sock:
+            real.shutdown(sock, socket.SHUT_RD)
     except OSError:
-        return Quietness.CLOSED
-    if len(info) < _BYTES_RECEIVED + 8:
-        return Quietness.UNKNOWN
-    (sent_ago,) = struct.unpack_from("=I", info, _LAST_DATA_SENT)
-    (received_ago,) = struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)
+        pass  # closed meanwhile
+
+
+def _place(family: int, address: object) -> object:
+    """What accepted sockets and their listener have in common: the port, or the path."""
+    if isinstance(address, tuple):
+        return family, address[1]
+    return address
+
+
+def _sockets() -> Iterator[int]:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                yield int(name)
+        except OSError:
+            continue
+
+
+def _look(fd: int, places: set[object]) -> Connection | None:
+    try:
+        sock = real.Socket(fileno=os.dup(fd))
+    except OSError:
+        return None
+    with sock:
+        try:
+            if sock.type == socket.SOCK_DGRAM:
+                return None
+            if _place(sock.family, real.getsockname(sock)) not in places:
+                return None
+            sock.getpeername()  # a listener has no peer
+            if sock.family == socket.AF_UNIX:
+                return Connection(fd)
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        except (OSError, AttributeError):
+            return None
+    return _read(fd, info)
+
+
+def _read(fd: int, info: bytes) -> Connection:
+    if len(info) < _BYTES_RECEIVED + 8:  # a kernel before 4.1
+        return Connection(fd)
+    (sent,) = struct.unpack_from("=I", info, _LAST_DATA_SENT)
+    (came,) = struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)
     (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
-    if min(sent_ago, received_ago) < seconds * 1000:
-        return Quietness.BUSY
-    if not received or sent_ago < received_ago:
-        return Quietness.IDLE
-    return Quietness.UNSURE if sent_ago == received_ago else Quietness.BUSY
-
-
-os.register_at_fork(after_in_child=_open.clear)
+    unanswered = None if received and came == sent else bool(received) and came < sent
+    return Connection(fd, min(sent, came) / 1000, received, unanswered)

@@ -86,7 +86,7 @@ class Copy:
     only when told to, and must not be made to wait there when a sibling was quicker.
     """
 
-    __slots__ = ("ended", "fd", "identity", "listener", "polled", "timeout", "waiting")
+    __slots__ = ("ended", "fd", "identity", "listener", "parked", "polled", "timeout", "waiting")
 
     def __init__(self, fd: int, listener: Listener, timeout: float | None) -> None:
         self.fd = fd
@@ -94,6 +94,7 @@ class Copy:
         self.timeout = timeout
         self.polled = False
         self.ended = False
+        self.parked = False
         self.identity = identify(fd)
         self.waiting: set[Any] = set()  # the epoll objects of the threads in accept()
 
@@ -144,6 +145,11 @@ def known() -> list[Copy]:
     sweep()
     with _lock:
         return list(_copies.values())
+
+
+def known_as(fd: int) -> Copy | None:
+    """The entry under this number, whether or not it still is what was entered."""
+    return _copies.get(fd)
 
 
 def take(fd: int) -> Copy | None:

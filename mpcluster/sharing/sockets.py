@@ -16,7 +16,7 @@ import sys
 from types import CodeType, FrameType
 from typing import Any, Self
 
-from . import binding, connections, copies, paths, ports, real, waiting
+from . import binding, copies, paths, ports, real, waiting
 from .binding import Office
 
 __all__ = ["SharedSocket", "use"]
@@ -82,11 +82,11 @@ class SharedSocket(real.Socket):
 
     def _accept(self) -> tuple[int, Any]:
         copy = copies.find(real.fileno(self))
+        accepted: tuple[int, Any]
         if copy is None:
-            accepted: tuple[int, Any] = real.accept(self)
-            return accepted
-        accepted = waiting.attempt(copy, lambda: real.accept(self))
-        connections.accepted(accepted[0])
+            accepted = real.accept(self)
+        else:
+            accepted = waiting.attempt(copy, lambda: real.accept(self))
         return accepted
 
     def fileno(self) -> int:

@@ -1,0 +1,76 @@
+"""Draining aiohttp's server: ``Connection: close`` first, SIGTERM when only idle ones are left.
+
+Its own handler of SIGTERM closes idle connections at once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from types import ModuleType
+from typing import Any
+
+from mpcluster.importing import when_imported
+from mpcluster.sharing.connections import Connection
+
+from . import state
+
+__all__ = ["Aiohttp", "install"]
+
+
+class Aiohttp:
+    """The ``aiohttp.web`` servers of this process."""
+
+    def __init__(self) -> None:
+        self.servers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def is_serving(self) -> bool:
+        """Is there one?"""
+        return len(self.servers) > 0
+
+    def is_between_requests(self, connection: Connection) -> bool | None:
+        """By the handler that has this connection."""
+        for server in list(self.servers):
+            for handler in list(server.connections):
+                transport = getattr(handler, "transport", None)
+                sock = None if transport is None else transport.get_extra_info("socket")
+                if sock is not None and sock.fileno() == connection.fd:
+                    return not getattr(handler, "_request_in_progress", True)
+        return None
+
+    def is_busy(self) -> bool:
+        """Its own shutdown waits for the rest."""
+        return False
+
+    def end(self) -> bool:
+        """With ``run_app`` it has a SIGTERM handler and ends by that; else, who knows."""
+        return False
+
+
+def install(aiohttp: Aiohttp) -> None:
+    """Adapt aiohttp, if and when the program imports its server."""
+    when_imported("aiohttp.web_server", lambda module: _watch(module, aiohttp))
+    when_imported("aiohttp.web_response", _say_close)
+
+
+def _watch(module: ModuleType, aiohttp: Aiohttp) -> None:
+    server_class: Any = module.Server
+    initialize = server_class.__init__
+
+    def noted_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        aiohttp.servers.add(self)
+
+    server_class.__init__ = noted_init
+
+
+def _say_close(module: ModuleType) -> None:
+    response_class: Any = module.StreamResponse
+    prepare_headers = response_class._prepare_headers  # noqa: SLF001
+
+    async def closing_prepare_headers(self: Any) -> None:
+        # A WebSocket's handshake (101) must keep its own Connection header.
+        if state.has_begun() and self.status >= 200:
+            self._keep_alive = False
+        await prepare_headers(self)
+
+    response_class._prepare_headers = closing_prepare_headers  # noqa: SLF001

@@ -1,0 +1,112 @@
+"""No new connection, at once: what a draining worker does to its listeners.
+
+A listener's descriptor is laid over with a socket on which nothing ever arrives. Whatever
+accepts from it, in Python or in C, by ``select``, ``poll`` or blocked in ``accept``, sees
+silence, and need not be told. Two things outlive a descriptor, though:
+
+* An epoll registration belongs to the open file description, which the master and the
+  siblings hold open: it would go on firing. So it is removed from every epoll object of
+  this process, uvloop's and gevent's too; ``/proc/self/fdinfo`` says which they are.
+* Copies that C code made have numbers of their own; they are found by identity.
+
+The listener is not released by that: while nobody else serves it, clients wait in its queue
+for a replacement, and it ends with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+from collections.abc import Iterator
+
+from . import copies, real
+from .binding import lay_over
+
+__all__ = ["park"]
+
+_epoll = getattr(select, "epoll", None)
+_silent: socket.socket | None = None
+
+
+def park() -> bool:
+    """Stop accepting from every shared stream listener of this process. Any thread.
+
+    Returns:
+        Whether there was one.
+    """
+    parked = False
+    for copy in copies.known():
+        if not copy.listener.listening or copy.listener.key[1] == socket.SOCK_DGRAM:
+            continue  # a datagram socket is also what answers are sent through
+        parked = True
+        identity = copies.identify(copy.fd)
+        if copy.parked or identity is None:
+            continue
+        numbers = {copy.fd, *copies.descriptors_of(identity)}
+        _unregister(numbers)
+        silent = _silence()
+        copy.parked = True
+        for number in numbers:
+            other = copies.known_as(number)
+            lay_over(real.fileno(silent), number)
+            if other is not None:
+                other.parked = True
+                other.identity = copies.identify(number)
+    return parked
+
+
+def _silence() -> socket.socket:
+    """A listening socket that nobody knows: an abstract name that the kernel made up."""
+    global _silent
+    if _silent is None:
+        silent = real.Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        real.bind(silent, "")
+        real.listen(silent, 0)
+        real.settimeout(silent, 0.0)
+        _silent = silent
+    return _silent
+
+
+def _unregister(numbers: set[int]) -> None:
+    if _epoll is None:
+        return
+    for queue, watched in _registrations():
+        ours = numbers & watched
+        if not ours:
+            continue
+        try:
+            own = os.dup(queue)  # which the object closes when it goes
+        except OSError:
+            continue
+        with _epoll.fromfd(own) as poller:
+            for number in ours:
+                with contextlib.suppress(OSError):
+                    poller.unregister(number)
+
+
+def _registrations() -> Iterator[tuple[int, set[int]]]:
+    """Every epoll descriptor of this process, with the descriptors that are registered."""
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return
+    for name in names:
+        try:
+            if "eventpoll" not in os.readlink(f"/proc/self/fd/{name}"):
+                continue
+            with open(f"/proc/self/fdinfo/{name}", encoding="ascii", errors="replace") as info:
+                lines = info.read().splitlines()
+        except OSError:
+            continue
+        fields = [line.split() for line in lines if line.startswith("tfd:")]
+        yield int(name), {int(field[1]) for field in fields}
+
+
+def _after_fork_in_child() -> None:
+    global _silent
+    _silent = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
