@@ -7,6 +7,7 @@ a delivery under way sees the set that it began with.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import sys
@@ -31,11 +32,29 @@ def report(message: str, error: BaseException, culprit: object) -> None:
     """
     if logger.hasHandlers():
         logger.error("%s: %r", message, error, exc_info=error)
-    arguments = (type(error), error, error.__traceback__, message, culprit)
     try:
-        sys.unraisablehook(sys.UnraisableHookArgs(arguments))  # type: ignore[arg-type]
+        make = _unraisable_type()
+        sys.unraisablehook(make((type(error), error, error.__traceback__, message, culprit)))
     except Exception:
         logger.exception("sys.unraisablehook itself failed")
+
+
+@functools.cache
+def _unraisable_type() -> Callable[[tuple[object, ...]], Any]:
+    """Return the type of what the hook gets, which CPython shows to the hook alone."""
+    seen: list[object] = []
+
+    class Raises:
+        def __del__(self) -> None:
+            raise RuntimeError
+
+    hook = sys.unraisablehook
+    sys.unraisablehook = seen.append
+    try:
+        Raises()
+    finally:
+        sys.unraisablehook = hook
+    return type(seen[0])
 
 
 def call(callback: Callback, *args: object) -> None:

@@ -98,11 +98,9 @@ class Family:
             kept = self._kept.keep(
                 key, worker, event, args, weight=weight, weakly=not worker.is_forked
             )
-            if not kept and not self._warned_of_loss:
+            if event == "message" and not kept and not self._warned_of_loss:
                 self._warned_of_loss = True
-                logger.warning(
-                    "nobody has subscribed to %r: the oldest kept events are dropped", event
-                )
+                logger.warning("nobody has subscribed to 'message': the oldest are dropped")
             return
         if self._kept.holds(key, event):
             self._hand_over(event, key)

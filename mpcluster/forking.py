@@ -83,6 +83,8 @@ _raw_fork: Final = _load() if _WARNS else os.fork
 
 
 def _warn_of_threads() -> None:
+    if threading.active_count() <= 1 + watcher.current().is_running():
+        return
     # Called in a callback, the fork leaves the main thread out: that one is the price of
     # death callbacks, not of the program's own threads.
     ours = {threading.current_thread(), threading.main_thread()}

@@ -14,10 +14,10 @@ copies that a fork makes would share.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
-import select
 import signal
 
 from mpcluster import descriptors
@@ -57,11 +57,9 @@ def wear() -> None:
     except OSError as error:
         logger.warning("this worker may outlive its master: /proc is needed (%s)", error)
         return
-    # The master may have ended before the registration.
-    poll = select.poll()
-    poll.register(own_end, 0)
-    if any(events & select.POLLHUP for _, events in poll.poll(0)):
-        os.kill(os.getpid(), signal.SIGKILL)
+    with contextlib.suppress(BlockingIOError):  # nothing to read: somebody could write
+        os.read(own_end, 1)
+        os.kill(os.getpid(), signal.SIGKILL)  # it ended before the registration
 
 
 def _after_fork_in_child() -> None:

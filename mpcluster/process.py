@@ -19,12 +19,12 @@ from typing import Any, Final
 
 from mpcluster import family, leash, messages, watcher, workerside
 from mpcluster.address import Address
-from mpcluster.channel import Channel, Received
+from mpcluster.channel import Channel
 from mpcluster.errors import ChannelClosedError, NotMasterError
 from mpcluster.events import Callback, Emitter, report
 from mpcluster.popen import Popen
 from mpcluster.states import Step, WorkerState, advance
-from mpcluster.wire import Kind
+from mpcluster.wire import Kind, Received
 
 __all__ = ["WORKER_ID_VARIABLE", "ClusterProcess"]
 
@@ -174,7 +174,7 @@ class ClusterProcess(context.ForkProcess):
             os.chdir(self._cwd)
         if self._share_ports:
             myself.attend()
-        myself.tell(messages.Online())
+        myself.say_online()
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         code: int = super()._bootstrap(parent_sentinel=parent_sentinel)  # type: ignore[misc]
@@ -339,10 +339,22 @@ class ClusterProcess(context.ForkProcess):
         if events & watcher.WRITABLE and channel.flush():
             watcher.current().modify(channel.fileno(), watcher.READABLE)
         if events & watcher.READABLE:
-            for received in channel.receive():
-                self._handle(received)
-            if channel.eof:
-                self._lose_channel()
+            self._take_in(channel)
+
+    def _take_in(self, channel: Channel) -> bool:
+        """Handle what is there on the channel; returns whether there was anything."""
+        try:
+            batch = channel.receive()
+        except Exception as error:
+            # Ours to mend, and no reason to stop watching this worker, or to spin.
+            report(f"the channel of worker {self._id} failed; it is closed", error, self)
+            self._lose_channel()
+            return False
+        for received in batch:
+            self._handle(received)
+        if channel.eof:
+            self._lose_channel()
+        return bool(batch)
 
     def _on_end(self, _events: int) -> None:
         """The process has ended: first what it had sent, then its end."""
@@ -351,12 +363,9 @@ class ClusterProcess(context.ForkProcess):
         popen, channel = self._popen, self._channel
         assert popen is not None and channel is not None
         self._tell_of_fork()
-        while not channel.closed:
-            batch = channel.receive()
-            for received in batch:
-                self._handle(received)
-            if channel.eof or not batch:
-                self._lose_channel()
+        while not channel.closed and self._take_in(channel):
+            pass
+        self._lose_channel()
         popen.poll()
         watcher.current().remove(popen.sentinel)
         for timer in self._timers:

@@ -13,6 +13,7 @@ loses anything if one comes too many.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -28,18 +29,28 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, Final
 
-from mpcluster import drain, messages, watcher
-from mpcluster.channel import Channel, Received
+from mpcluster import drain, messages, pickling, watcher
+from mpcluster.channel import Channel
 from mpcluster.errors import ChannelClosedError
 from mpcluster.events import Callback, Emitter, KeptEvents, call, report
 from mpcluster.configuration import Settings
-from mpcluster.wire import Kind
+from mpcluster.wire import Kind, Received, header
 
 __all__ = ["Worker", "current", "enter"]
 
 logger = logging.getLogger("mpcluster")
 
 EVENTS: Final = ("message", "disconnect")
+
+
+def _frame(message: object) -> bytes:
+    segments, _, _ = pickling.dump(message)
+    pickle = b"".join(segments)
+    return header(Kind.CONTROL, len(pickle)) + pickle
+
+
+#: The frame of Online, made once: the child that sends it has pickled nothing yet.
+_ONLINE: Final = _frame(messages.Online())
 
 #: Seconds that the main thread gets to follow a SystemExit before the process just ends.
 EXIT_GRACE: Final = 1.0
@@ -55,12 +66,8 @@ class Worker:
     def __init__(self, number: int, connection: Connection[Any, Any], settings: Settings) -> None:
         self.id = number
         self.route: messages.Route = (number,)
-        self._channel = Channel(
-            connection,
-            label="the master",
-            limit=settings.channel_limit,
-            send_timeout=settings.send_timeout,
-        )
+        self._connection = connection
+        self._settings = settings
         self._emitter = Emitter(EVENTS, self._subscribed)
         self._kept = KeptEvents()
         # Guards the one start of reading. Taken by whoever subscribes or asks first.
@@ -138,6 +145,20 @@ class Worker:
         self._tell(messages.Leaving())
         self._end_process(0)
 
+    @functools.cached_property
+    def _channel(self) -> Channel:
+        # Made when it is first needed: a child that neither sends nor listens, as most
+        # plain processes, is started in less time without.
+        channel = Channel(
+            self._connection,
+            label="the master",
+            limit=self._settings.channel_limit,
+            send_timeout=self._settings.send_timeout,
+        )
+        channel.on_backlog = self._want_write
+        channel.on_readable = lambda _channel: self._take_in()
+        return channel
+
     # -- for the layers above ----------------------------------------------------------------
 
     def attend(self) -> None:
@@ -147,7 +168,6 @@ class Worker:
                 return
             self._attending = True
             self._channel.read_elsewhere = True
-            self._channel.on_backlog = self._want_write
             watcher.current().add(self._channel.fileno(), self._on_ready)
 
     def tell(self, message: object) -> None:
@@ -178,9 +198,16 @@ class Worker:
             del self._replies[number]
             raise
 
+    def say_online(self) -> None:
+        """Tell the parent that this process runs; the first thing on the channel."""
+        try:
+            os.write(self._connection.fileno(), _ONLINE)
+        except OSError:
+            pass  # the parent is gone already
+
     def flush(self) -> None:
         """Hand what is queued to the kernel, before the process ends."""
-        if not self._channel.closed and self._channel.wants_write:
+        if "_channel" in self.__dict__ and not self._channel.closed and self._channel.wants_write:
             poll = select.poll()
             poll.register(self._channel.fileno(), select.POLLOUT)
             while not self._channel.flush() and poll.poll(1000):
