@@ -8,6 +8,7 @@ module, or the directory or archive that was given to the interpreter. It runs a
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import signal
 import sys
@@ -73,8 +74,12 @@ class MainProgram:
         return code
 
 
+@functools.cache
 def locate() -> MainProgram:
     """Find the main program of this process.
+
+    What it finds first holds: up to 3.11 the interpreter deletes ``__file__`` as soon as
+    the program has ended, and death callbacks fork after that.
 
     Raises:
         RuntimeError: It is no file: an interactive session, ``-c``, or standard input.

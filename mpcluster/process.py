@@ -17,7 +17,7 @@ from multiprocessing import context
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from mpcluster import family, leash, messages, watcher, workerside
+from mpcluster import drain, family, leash, messages, sharing, watcher, workerside
 from mpcluster.address import Address
 from mpcluster.channel import Channel
 from mpcluster.errors import ChannelClosedError, NotMasterError
@@ -173,8 +173,18 @@ class ClusterProcess(context.ForkProcess):
         if self._cwd is not None:
             os.chdir(self._cwd)
         if self._share_ports:
+            sharing.install(myself.request, myself.tell)
+            drain.install()
             myself.attend()
         myself.say_online()
+
+    def run(self) -> None:
+        """Call the target; as in ``multiprocessing``, for subclasses to override."""
+        try:
+            super().run()
+        except BaseException as error:
+            if not drain.ended_cleanly(error):
+                raise
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         code: int = super()._bootstrap(parent_sentinel=parent_sentinel)  # type: ignore[misc]
