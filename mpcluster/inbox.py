@@ -18,7 +18,7 @@ from typing import Final
 
 from mpcluster import descriptors, memfd, pickling, wire
 from mpcluster.errors import SerializationError
-from mpcluster.wire import HEADER, Header, Kind, MalformedFrame, Received
+from mpcluster.wire import HEADER, Kind, MalformedFrame, Received, Shape
 
 __all__ = ["Inbox"]
 
@@ -130,60 +130,49 @@ class Inbox:
     def _cut(self) -> int:
         """Cut all whole frames out of the buffer; their size in bytes."""
         cut = 0
-        if self._begin == self._end:
-            return cut
         while self._end - self._begin >= HEADER.size:
-            found = wire.parse(self._buffer, self._begin)
-            size = HEADER.size + found.body
-            if self._end - self._begin < size:
-                self._needed = size
-                return cut
+            kind, length, shape = wire.parse(self._buffer, self._begin)
             begin = self._begin + HEADER.size
-            self._begin += size
-            body = memoryview(self._buffer)[begin : self._begin]
-            cut += self._deliver(found, body)
+            end = begin + length
+            if end > self._end:
+                self._needed = end - self._begin
+                return cut
+            self._begin = end
+            body = memoryview(self._buffer)[begin:end]
+            if shape is not None:
+                cut += self._deliver_parts(kind, shape, body)
+            elif kind is Kind.ACK:
+                self.acknowledged += wire.amount(body)
+            else:
+                cut += length
+                self._unpickle(kind, length, body)
         self._needed = HEADER.size
-        if self._begin == self._end and self._lots:
+        if self._lots and self._begin == self._end:
             raise MalformedFrame("descriptors came that belong to no frame")
         return cut
 
-    def _deliver(self, found: Header, body: memoryview) -> int:
-        if found.kind is Kind.ACK:
-            self.acknowledged += wire.amount(body)
-            return 0
-        size = HEADER.size + found.body
-        if not (found.descriptors or found.buffers):
-            self._unpickle(found.kind, size, body)
-            return size
-        carried = self._carried(found.descriptors)
+    def _deliver_parts(self, kind: Kind, shape: Shape, body: memoryview) -> int:
+        """A message of several parts; its size in bytes."""
+        carried = self._carried(shape.descriptors)
         try:
-            sizes = wire.untable(found, body)
-            if found.in_memory:
-                size += sum(sizes)
+            sizes = wire.untable(shape, body)
+            if shape.in_memory:
                 self.taken_over += memfd.layout(sizes)[1]
-            self._assemble(found, size, sizes, body, carried)
+            try:
+                if len(carried) < shape.descriptors:
+                    raise OSError(errno.EMFILE, "descriptors were lost on their way in")
+                if shape.in_memory:
+                    pickle, *buffers = memfd.take_over(carried[0], sizes)
+                    _close([carried.pop(0)])
+                else:
+                    pickle, *buffers = _parts(body[shape.table :], sizes)
+            except (OSError, ValueError, OverflowError, MemoryError) as error:
+                self._failed(kind, sum(sizes), error)
+            else:
+                self._unpickle(kind, sum(sizes), pickle, buffers, carried)
+            return sum(sizes)
         finally:
             _close(carried)
-        return size
-
-    def _assemble(
-        self, found: Header, size: int, sizes: list[int], body: memoryview, carried: list[int]
-    ) -> None:
-        """A message of several parts."""
-        try:
-            if len(carried) < found.descriptors:
-                lost = found.descriptors - len(carried)
-                text = f"{lost} of its {found.descriptors} descriptors were lost in this process"
-                raise OSError(errno.EMFILE, text)
-            if found.in_memory:
-                pickle, *buffers = memfd.take_over(carried[0], sizes)
-                _close([carried.pop(0)])
-            else:
-                pickle, *buffers = _parts(body[found.table :], sizes)
-        except (OSError, ValueError, MemoryError) as error:
-            self._failed(found.kind, size, error)
-        else:
-            self._unpickle(found.kind, size, pickle, buffers, carried)
 
     def _unpickle(
         self,

@@ -30,10 +30,10 @@ __all__ = [
     "DESCRIPTORS_A_CALL",
     "HEADER",
     "MAX_DESCRIPTORS",
-    "Header",
     "Kind",
     "MalformedFrame",
     "Received",
+    "Shape",
     "acknowledgement",
     "amount",
     "header",
@@ -86,18 +86,16 @@ DESCRIPTORS_A_CALL: Final = 253
 MAX_DESCRIPTORS: Final = DESCRIPTORS_A_CALL * HEADER.size
 
 
-class Header(NamedTuple):
-    """A header that adds up. Sizes in bytes."""
+class Shape(NamedTuple):
+    """What a frame consists of when it is more than a pickle."""
 
-    kind: Kind
     in_memory: bool
     descriptors: int
     buffers: int
-    body: int
 
     @property
     def table(self) -> int:
-        """Size of the table of sizes at the start of the body."""
+        """Bytes of the table of sizes at the start of the body."""
         return _SIZE.size * (self.buffers + self.in_memory)
 
 
@@ -120,8 +118,11 @@ def acknowledgement(size: int) -> bytes:
     return HEADER.pack(_MAGIC, Kind.ACK, _INLINE, 0, 0, _SIZE.size) + _SIZE.pack(size)
 
 
-def parse(data: bytearray, at: int) -> Header:
-    """The header that stands at ``at``, where at least its 20 bytes are.
+def parse(data: bytearray, at: int) -> tuple[Kind, int, Shape | None]:
+    """Whose frame stands at ``at``, how many bytes its body has, and its shape.
+
+    At least the 20 bytes of the header have to be there. The shape is ``None`` for a body
+    that is one pickle, or an acknowledgement.
 
     Raises:
         MalformedFrame: A peer of ours does not write such a thing.
@@ -130,16 +131,15 @@ def parse(data: bytearray, at: int) -> Header:
     kind = _KINDS.get(number)
     if magic != _MAGIC or kind is None or where > _IN_MEMORY:
         raise MalformedFrame(f"no frame begins with {bytes(data[at : at + HEADER.size])!r}")
-    found = Header(kind, where == _IN_MEMORY, descriptors, buffers, body)
-    if kind is Kind.ACK:
-        fits = body == _SIZE.size and not (where or descriptors or buffers)
-    elif where == _IN_MEMORY:
-        fits = body == found.table and 0 < descriptors <= MAX_DESCRIPTORS
-    else:
-        fits = body > found.table and descriptors <= MAX_DESCRIPTORS
-    if not fits:
-        raise MalformedFrame(f"the parts of {found} do not add up")
-    return found
+    if not (where or descriptors or buffers):
+        if not body or (kind is Kind.ACK and body != _SIZE.size):
+            raise MalformedFrame(f"no {kind.name} has a body of {body} bytes")
+        return kind, body, None
+    shape = Shape(where == _IN_MEMORY, descriptors, buffers)
+    fits = (body == shape.table and descriptors) if shape.in_memory else body > shape.table
+    if not fits or descriptors > MAX_DESCRIPTORS or kind is Kind.ACK:
+        raise MalformedFrame(f"{shape} does not fit a body of {body} bytes")
+    return kind, body, shape
 
 
 def table(sizes: list[int]) -> bytes:
@@ -147,17 +147,17 @@ def table(sizes: list[int]) -> bytes:
     return struct.pack(f"={len(sizes)}Q", *sizes)
 
 
-def untable(found: Header, body: memoryview) -> list[int]:
+def untable(shape: Shape, body: memoryview) -> list[int]:
     """Sizes of the pickle and of each buffer, from a body that has come whole.
 
     Raises:
         MalformedFrame: They do not add up to the body.
     """
-    sizes = list(struct.unpack(f"={found.table // _SIZE.size}Q", body[: found.table]))
-    if not found.in_memory:
-        sizes.insert(0, found.body - found.table - sum(sizes))
+    sizes = list(struct.unpack(f"={shape.table // _SIZE.size}Q", body[: shape.table]))
+    if not shape.in_memory:
+        sizes.insert(0, len(body) - shape.table - sum(sizes))
     if sizes[0] <= 0:
-        raise MalformedFrame(f"the sizes {sizes} in {found} do not add up")
+        raise MalformedFrame(f"the sizes {sizes} do not add up to {len(body)} bytes")
     return sizes
 
 
