@@ -100,7 +100,7 @@ class Family:
             )
             if event == "message" and not kept and not self._warned_of_loss:
                 self._warned_of_loss = True
-                logger.warning("nobody has subscribed to 'message': the oldest are dropped")
+                logger.info("nobody has subscribed to 'message': the oldest are dropped")
             return
         if self._kept.holds(key, event):
             self._hand_over(event, key)

@@ -71,7 +71,8 @@ class ClusterProcess(context.ForkProcess):
         self._id: int | None = None
         self._state = WorkerState.NEW
         self._asked_to_leave = False
-        self._settings = family.current().settings
+        self._family = family.current()
+        self._settings = self._family.settings
         self._channel: Channel | None = None
         self._timers: list[watcher.Timer] = []
         # Guards the read-and-replace of `_state`, which the program's threads (DRAIN) and
@@ -141,8 +142,8 @@ class ClusterProcess(context.ForkProcess):
             raise NotADirectoryError(20, "the working directory of a worker", self._cwd)
         self._check_closed()
         if self._popen is None:
-            self._settings = family.current().settings
-            self._id = next(family.current().ids)
+            self._settings = self._family.settings
+            self._id = next(self._family.ids)
         super().start()
         popen = self._popen
         assert popen is not None
@@ -155,7 +156,7 @@ class ClusterProcess(context.ForkProcess):
         channel.read_elsewhere = True
         channel.on_backlog = self._want_write
         self._step(Step.START)
-        family.current().workers[self._id] = self
+        self._family.workers[self._id] = self
         the_watcher = watcher.current()
         # Last of all: from here on the watcher tells what happens, `fork` first.
         the_watcher.add(channel.fileno(), self._on_ready)
@@ -168,6 +169,7 @@ class ClusterProcess(context.ForkProcess):
         leash.wear()
         assert self._id is not None
         myself = workerside.enter(self._id, connection, self._settings)
+        myself.say_online()
         os.environ[WORKER_ID_VARIABLE] = str(self._id)
         os.environ.update(self._env)
         if self._cwd is not None:
@@ -176,7 +178,6 @@ class ClusterProcess(context.ForkProcess):
             sharing.install(myself.request, myself.tell)
             drain.install()
             myself.attend()
-        myself.say_online()
 
     def run(self) -> None:
         """Call the target; as in ``multiprocessing``, for subclasses to override."""
@@ -244,7 +245,7 @@ class ClusterProcess(context.ForkProcess):
         self.emitter.discard(event, callback)
 
     def _subscribed(self, event: str) -> None:
-        family.current().subscribed(event, self)
+        self._family.subscribed(event, self)
 
     def _own_channel(self, verb: str) -> Channel:
         self._check_closed()
@@ -317,7 +318,7 @@ class ClusterProcess(context.ForkProcess):
         if self._popen is not None and self._parent_pid == os.getpid() and self.is_dead:
             self._wait_until_told()
         super().close()
-        family.current().forget(self)
+        self._family.forget(self)
 
     def _wait_until_told(self) -> None:
         """Let the watcher finish with this dead worker, so that it holds it no longer."""
@@ -382,7 +383,7 @@ class ClusterProcess(context.ForkProcess):
             timer.cancel()
         self._timers.clear()
         self._step(Step.DIE)
-        family.current().bury(self)
+        self._family.bury(self)
 
     def _tell_of_fork(self) -> None:
         if not self._fork_told:
@@ -427,7 +428,7 @@ class ClusterProcess(context.ForkProcess):
             pass
 
     def _emit(self, event: str, *args: object, weight: int = 0) -> None:
-        family.current().emit(self, event, *args, weight=weight)
+        self._family.emit(self, event, *args, weight=weight)
 
 
 def _checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
