@@ -78,14 +78,15 @@ class Registry:
     def hold(self, bind: Bind) -> Bound:
         """The master's own ``listen``: as a worker's, and the listener stays while it holds.
 
-        ``bind.socket`` stays the caller's; the registry keeps a copy. Ended by
+        ``bind.socket`` stays the caller's, the registry keeps a copy; and a socket in the
+        answer is a copy for the caller to close. Ended by
         ``handle((), Release(key))``. With ``slots``, workers' connections are not steered to
         the master.
         """
-        with descriptors.opening():
-            copy = bind.socket.dup()
-            descriptors.own(copy)
-        return self._bind(MASTER, dataclasses.replace(bind, socket=copy))
+        bound = self._bind(MASTER, dataclasses.replace(bind, socket=_copy(bind.socket)))
+        if bound.socket is None:
+            return bound
+        return dataclasses.replace(bound, socket=_copy(bound.socket))
 
     def left(self, route: Route, *, crashed: bool) -> None:
         """The process of that route is gone, and those below it with it.
@@ -154,6 +155,13 @@ class Registry:
 
     def _forget(self, listener: Listener) -> None:
         self._table = {key: one for key, one in self._table.items() if one is not listener}
+
+
+def _copy(sock: socket.socket) -> socket.socket:
+    with descriptors.opening():
+        copy = sock.dup()
+        descriptors.own(copy)
+    return copy
 
 
 def _below(user: Route, route: Route) -> bool:

@@ -330,6 +330,16 @@ def test_the_master_holds_what_it_listens_on_itself(floor):
     assert is_refused(address)
 
 
+def test_the_master_gets_a_copy_of_a_listener_to_close_as_it_likes(floor):
+    own = floor[1].bind(LOCAL, ordinal=0)
+    with socket.socket() as unbound:
+        bound = floor.registry.hold(Bind(floor[1].last.key, unbound))
+    bound.socket.close()
+    clients = floor.connect(own)
+    serve_one(floor[2].bind(LOCAL, ordinal=0))
+    assert clients[0].recv(6) == b"served"
+
+
 def test_close_ends_everything(floor):
     address = floor[1].bind(LOCAL, ordinal=0).getsockname()
     floor[1].end()

@@ -424,7 +424,7 @@ class TestSlots:
         with socket.socket() as own:
             floor[1].bind(LOCAL, **SLOTS, listen=128)
             key = floor[1].last.key
-            floor.registry.hold(Bind(key, own))
+            floor.registry.hold(Bind(key, own)).socket.close()
             floor.connect(floor[1].last.sockname, 40)
             assert queues(floor) == [40]
         floor[1].leave()
@@ -436,11 +436,44 @@ class TestSlots:
         floor[1].bind(LOCAL, **SLOTS)
         key, address = floor[1].last.key, floor[1].last.sockname
         with socket.socket() as own:
-            floor.registry.hold(Bind(key, own))
+            floor.registry.hold(Bind(key, own)).socket.close()
         floor[1].crash()
         floor.connect(address, 2)
         floor.clock.wind(300.0)
         assert queued(floor[2].bind(LOCAL, **SLOTS)) == 2
+
+    @pytest.mark.parametrize("which", [0, 1, 2])
+    def test_a_slot_that_was_shut_down_leaves_the_others_in_their_order(self, floor, which):
+        """The kernel moves its last socket into the gap; programs name the new places."""
+        sockets = [floor[n].bind(LOCAL, **SLOTS, listen=128) for n in range(3)]
+        sockets[which].shutdown(socket.SHUT_RDWR)
+        floor[which].leave()
+        rest = [n for n in range(3) if n != which]
+        floor.registry.drain((rest[0],))
+        floor.connect(sockets[rest[1]], 40)
+        assert queued(sockets[rest[1]]) == 40
+
+    def test_a_socket_that_turned_out_to_be_a_clients_is_parted_with(self, floor):
+        floor[1].bind(LOCAL, **SLOTS)
+        own = floor[2].bind(LOCAL, **SLOTS)
+        own.shutdown(socket.SHUT_RDWR)
+        with socket.socket() as server:
+            server.bind(LOCAL)
+            server.listen()
+            own.connect(server.getsockname())
+            floor.registry.handle((2,), Release(floor[2].last.key))
+            assert queues(floor) == [0]
+
+    def test_an_address_whose_every_slot_was_shut_down_works_again(self, floor):
+        own = floor[1].bind(LOCAL, **SLOTS)
+        floor[2].bind(LOCAL, **SLOTS)
+        for sharer in (floor[1], floor[2]):
+            (its_own,) = sharer.sockets.values()
+            its_own.shutdown(socket.SHUT_RDWR)
+        again = floor[3].bind(LOCAL, **SLOTS)
+        clients = floor.connect(own.getsockname())
+        serve_one(again)
+        assert clients[0].recv(6) == b"served"
 
     def test_where_the_kernel_refuses_a_program_its_hash_spreads(self, floor, monkeypatch, caplog):
         def refuse(*args: object) -> None:

@@ -15,8 +15,10 @@ still ``EADDRINUSE``. The option may be set between ``bind`` and ``listen``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
+import os
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -73,6 +75,10 @@ class _Slot:
         return not self.users
 
     @property
+    def listens(self) -> bool:
+        return bool(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+    @property
     def live(self) -> bool:
         return bool(self.users - self.draining)
 
@@ -87,11 +93,13 @@ class Slots(Policy):
     def __init__(self, kept: Kept) -> None:
         self._call_later: CallLater = kept.call_later
         self._grace = kept.grace
+        self._family, self._proto = kept.socket.family, kept.socket.proto
+        self._address = kept.socket.getsockname()
         self._slots = [_Slot(kept.socket)]
-        self._held = False
+        self._begun = False
+        self._users: set[Route] = set()
         self._backlog = socket.SOMAXCONN
-        self._steered = [0]
-        self._listens = False
+        self._steered: list[int] = []
 
     def __repr__(self) -> str:
         inside = " ".join(
@@ -104,17 +112,21 @@ class Slots(Policy):
         """Give ``route`` the free slot with the longest queue, or a new one."""
         if backlog is not None:
             self._backlog = backlog
-        if not self._listens:
+        if not self._begun:
             first = self._slots[0].socket
             first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             first.listen(self._backlog)
-            self._listens = True
-        if route == MASTER:
-            self._held = True
-            return self._slots[0].socket
-        slot = self._next_free() or self._new(offered)
+            self._begun = True
+        self._part()
+        slot = self._slots[0] if route == MASTER and self._slots else self._next_free()
+        slot = slot or self._new(offered)
         if slot is None:
+            if not self._slots:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
             slot = min(self._slots, key=lambda one: len(one.users))
+        self._users.add(route)
+        if route == MASTER:
+            return slot.socket
         slot.users.add(route)
         if slot.timer is not None:
             slot.timer.cancel()
@@ -128,20 +140,20 @@ class Slots(Policy):
         After a leave by its own will, too: a handshake that was under way when the slot was
         steered away from may still end in its queue.
         """
-        if route == MASTER:
-            self._held = False
+        self._users.discard(route)
+        self._part()
         for slot in self._slots:
             if route in slot.users:
                 slot.users.discard(route)
                 slot.draining.discard(route)
                 if slot.free:
                     self._park(slot)
-        last = not self._held and all(slot.free for slot in self._slots)
         self._steer()
-        return last
+        return not self._users
 
     def drain(self, route: Route) -> list[socket.socket]:
         """Steer away from ``route``; with nobody else there, to a spare for its replacement."""
+        self._part()
         mine = [slot for slot in self._slots if route in slot.users]
         for slot in mine:
             slot.draining.add(route)
@@ -160,6 +172,20 @@ class Slots(Policy):
                 slot.timer = None
             descriptors.close(slot.socket)
 
+    def _part(self) -> None:
+        """Part with slots that somebody shut down, or connected as a client's after all.
+
+        They have left the kernel's group, and its last member took their place, as here.
+        """
+        for slot in [slot for slot in self._slots if not slot.listens]:
+            last = self._slots.pop()
+            if last is not slot:
+                self._slots[self._slots.index(slot)] = last
+            if slot.timer is not None:
+                slot.timer.cancel()
+                slot.timer = None
+            descriptors.close(slot.socket)
+
     def _next_free(self) -> _Slot | None:
         """The free slot with the longest queue; of equals the first, as `_steer` has it."""
         free = [slot for slot in self._slots if slot.free]
@@ -172,20 +198,23 @@ class Slots(Policy):
         port 0 that became a server late), or be of another user (the kernel lets only one
         user's sockets share a port).
         """
-        first = self._slots[0].socket
-        made = None
-        if offered is not None and not _join(offered, first, self._backlog):
-            offered = None
-        if offered is None:
-            with descriptors.opening():
-                made = socket.socket(first.family, first.type, first.proto)
-                descriptors.own(made)
-            _copy_options(first, made)
-            if not _join(made, first, self._backlog):
-                descriptors.close(made)
-                _log.warning("no further slot on %s: workers share one", first.getsockname())
+        if offered is not None and _join(offered, self._address, self._backlog):
+            made = offered
+        else:
+            try:
+                with descriptors.opening():
+                    made = socket.socket(self._family, socket.SOCK_STREAM, self._proto)
+                    descriptors.own(made)
+            except OSError as error:  # no descriptor left
+                _log.warning("no further slot on %s: %s", self._address, error)
                 return None
-        slot = _Slot(adopt(offered or made))  # type: ignore[arg-type]
+            if self._slots:
+                _copy_options(self._slots[0].socket, made)
+            if not _join(made, self._address, self._backlog):
+                descriptors.close(made)
+                _log.warning("no further slot on %s: workers share one", self._address)
+                return None
+        slot = _Slot(adopt(made))
         self._slots.append(slot)
         return slot
 
@@ -228,11 +257,11 @@ class Slots(Policy):
                 waiting.close()  # a reset, as closing the listener would send
 
 
-def _join(candidate: socket.socket, first: socket.socket, backlog: int) -> bool:
-    """Bind to the first's address and listen, as the group's next member, if that can be."""
+def _join(candidate: socket.socket, address: object, backlog: int) -> bool:
+    """Bind to the group's address and listen, as the group's next member, if that can be."""
     try:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        candidate.bind(first.getsockname())
+        candidate.bind(address)  # type: ignore[arg-type]
         candidate.listen(backlog)
     except OSError:
         return False
