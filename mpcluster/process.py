@@ -8,6 +8,7 @@ in this side's end of the channel.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal as _signal
@@ -169,6 +170,8 @@ class ClusterProcess(context.ForkProcess):
         leash.wear()
         assert self._id is not None
         myself = workerside.enter(self._id, connection, self._settings)
+        # What `_bootstrap` will call, a subclass's too.
+        self.run = functools.partial(myself.run_program, self.run)  # type: ignore[method-assign]
         myself.say_online()
         os.environ[WORKER_ID_VARIABLE] = str(self._id)
         os.environ.update(self._env)
@@ -178,14 +181,6 @@ class ClusterProcess(context.ForkProcess):
             sharing.install(myself.request, myself.tell)
             drain.install()
             myself.attend()
-
-    def run(self) -> None:
-        """Call the target; as in ``multiprocessing``, for subclasses to override."""
-        try:
-            super().run()
-        except BaseException as error:
-            if not drain.ended_cleanly(error):
-                raise
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         code: int = super()._bootstrap(parent_sentinel=parent_sentinel)  # type: ignore[misc]

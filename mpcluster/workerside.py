@@ -79,6 +79,8 @@ class Worker:
         self._replies: dict[int, Future[object]] = {}
         self._leaving = False
         self._exit_wanted = False
+        self._in_program = False
+        self._exitcode = 0  # what the program itself ends with
         self._gone = threading.Event()
 
     def __repr__(self) -> str:
@@ -202,8 +204,24 @@ class Worker:
         """Tell the parent that this process runs; the first thing on the channel."""
         try:
             os.write(self._connection.fileno(), _ONLINE)
+            # The signal that goes with it came, maybe, before there was a handler.
+            spoken_to = self._connection.poll()
         except OSError:
-            pass  # the parent is gone already
+            return  # the parent is gone already
+        if spoken_to:
+            self.attend()
+
+    def run_program(self, run: Callable[[], object]) -> None:
+        """Run what this process is for. Only in here may a SystemExit be raised from outside."""
+        try:
+            self._in_program = True
+            run()
+            self._in_program = False
+        except BaseException as error:
+            self._in_program = False
+            if not drain.ended_cleanly(error):
+                self._exitcode = _exitcode_of(error)
+                raise
 
     def flush(self) -> None:
         """Hand what is queued to the kernel, before the process ends."""
@@ -338,7 +356,7 @@ class Worker:
     def _drained(self) -> None:
         """Nothing is left to do: end the program in its main thread, with exit code 0."""
         self._exit_wanted = True
-        watcher.current().call_later(EXIT_GRACE, lambda: self._end_process(0))
+        watcher.current().call_later(EXIT_GRACE, lambda: self._end_process(self._exitcode))
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, signal.SIGURG)
@@ -357,10 +375,13 @@ class Worker:
 
     def on_urgent(self, _signum: int, _frame: FrameType | None) -> None:
         """SIGURG, in the main thread: listen to the parent, or end."""
-        if self._exit_wanted:
+        if not self._exit_wanted:
+            self.attend()
+        elif self._in_program:
             self._exit_wanted = False
             sys.exit(0)
-        self.attend()
+        else:
+            self._end_process(self._exitcode)  # not begun, or over but for its threads
 
 
 _current: Worker | None = None
@@ -377,8 +398,17 @@ def enter(number: int, connection: Connection[Any, Any], settings: Settings) -> 
     _current = Worker(number, connection, settings)
     if signal.getsignal(signal.SIGURG) in (signal.SIG_DFL, None):
         signal.signal(signal.SIGURG, _on_urgent)
-        signal.siginterrupt(signal.SIGURG, False)
+        signal.siginterrupt(signal.SIGURG, False)  # noqa: FBT003
     return _current
+
+
+def _exitcode_of(error: BaseException) -> int:
+    """As ``multiprocessing`` makes it of what ended the program."""
+    if isinstance(error, SystemExit):
+        if error.code is None:
+            return 0
+        return error.code if isinstance(error.code, int) else 1
+    return 1
 
 
 def _on_urgent(signum: int, frame: FrameType | None) -> None:
