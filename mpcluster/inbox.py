@@ -112,24 +112,24 @@ class Inbox:
         return count == len(room) or bool(rights)
 
     def _make_room(self) -> None:
-        """At least a quarter of the buffer, beside what is there of a frame."""
-        filled = self._end == len(self._buffer)
-        if self._begin == self._end:
-            self._begin = self._end = 0
-            if len(self._buffer) > _BUFFER or (filled and len(self._buffer) < _BUFFER):
-                self._buffer = bytearray(_BUFFER)
-        if len(self._buffer) - self._end >= len(self._buffer) // 4:
-            return
+        """Room for the next call, in front of it what is there of a frame."""
         have = self._end - self._begin
-        if self._needed > len(self._buffer):
+        size = len(self._buffer)
+        if self._end == size:  # the last call filled it: more is coming
+            size = max(size, _BUFFER)
+        if not have:
+            size = min(size, _BUFFER)
+        elif self._needed > size:
+            size = max(_BUFFER, min(self._needed, 2 * size))
+        if size != len(self._buffer):
             # A new one, not a resized one: an error's traceback may hold a view of the old.
-            grown = bytearray(max(_BUFFER, min(self._needed, 2 * len(self._buffer))))
-            grown[:have] = memoryview(self._buffer)[self._begin : self._end]
-            self._buffer = grown
+            fresh = bytearray(size)
+            fresh[:have] = memoryview(self._buffer)[self._begin : self._end]
+            self._buffer = fresh
+        elif have and size - self._end >= size // 4:
+            return
         elif self._begin:
             self._buffer[:have] = self._buffer[self._begin : self._end]
-        else:
-            return  # all of it is one frame; there is room for the rest of that
         self._begin, self._end = 0, have
 
     def _cut(self) -> int:
