@@ -42,12 +42,12 @@ class AsyncioServers:
 
     def end(self) -> bool:
         """Close the servers, each in its loop, and the idle connections with them."""
-        ended = False
-        for server in self._open():
-            ended = ended or getattr(server, "_serving_forever_fut", None) is not None
+        servers = self._open()
+        ended = any(getattr(one, "_serving_forever_fut", None) is not None for one in servers)
+        self.ended = self.ended or ended  # first: from here on the program may end
+        for server in servers:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 server.get_loop().call_soon_threadsafe(_close, server)
-        self.ended = self.ended or ended
         return ended
 
 

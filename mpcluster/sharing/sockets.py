@@ -16,7 +16,7 @@ import sys
 from types import CodeType, FrameType
 from typing import Any, Self
 
-from . import binding, copies, paths, ports, real, waiting
+from . import binding, copies, eventloops, paths, ports, real, waiting
 from .binding import Office
 
 __all__ = ["SharedSocket", "use"]
@@ -54,6 +54,8 @@ class SharedSocket(real.Socket):
             real.bind(self, address)
             if self.type == socket.SOCK_STREAM:
                 ports.remember(real.fileno(self), address)
+                if eventloops.accepts_in_c() and _may_reuse(self):
+                    binding.share_port_zero(self, office)
             return None
         binding.share(self, address, office)
         return None
@@ -154,6 +156,11 @@ class SharedSocket(real.Socket):
 def _is_new(sock: _socket.socket) -> bool:
     """Not bound yet by us: to bind again is the kernel's to refuse."""
     return copies.find(real.fileno(sock)) is None
+
+
+def _may_reuse(sock: _socket.socket) -> bool:
+    """A server sets SO_REUSEADDR, a client hardly: the only sign where C code listens."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR))
 
 
 def _becomes_client(sock: _socket.socket) -> None:

@@ -1,0 +1,142 @@
+"""Servers as people write them, unmodified, in two workers."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.masters import PATIENCE, Load, ask_until_all, serving
+
+#: Script, and what must be installed for it.
+SERVERS = {
+    "http_server": None,
+    "http_single": None,
+    "socket_server": None,
+    "accept_loop": None,
+    "wsgi_ref": None,
+    "asyncio_streams": None,
+    "uvicorn_asyncio": "uvicorn",
+    "uvicorn_uvloop": "uvloop",
+    "aiohttp_app": "aiohttp",
+    "flask_app": "flask",
+    "waitress_app": "waitress",
+    "tornado_app": "tornado",
+    "hypercorn_app": "hypercorn",
+    "gevent_wsgi": "gevent",
+}
+
+#: Those whose responses say ``Connection: close`` once the drain began.
+POLITE = ["http_server", "uvicorn_asyncio", "uvicorn_uvloop", "aiohttp_app", "hypercorn_app"]
+
+
+def need(script: str) -> None:
+    module = SERVERS[script]
+    # Not importorskip: to import gevent or uvloop would be felt by the other tests.
+    if module is not None and importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+
+
+@pytest.mark.parametrize("policy", ["auto", "shared", "slots"])
+@pytest.mark.parametrize("script", SERVERS)
+def test_two_workers_serve_one_port_and_one_that_is_killed_is_replaced(
+    script: str, policy: str
+) -> None:
+    need(script)
+    with serving(script, "127.0.0.1", "0", MPCLUSTER_SCHEDULING=policy) as master:
+        first, second = master.expect("listening"), master.expect("listening")
+        assert first["port"] == second["port"]
+        port = first["port"]
+        asyncio.run(ask_until_all({first["pid"], second["pid"]}, port=port))
+
+        os.kill(first["pid"], signal.SIGKILL)
+        assert master.expect("death")["pid"] == first["pid"]
+        third = master.expect("listening")
+        assert third["port"] == port
+        asyncio.run(ask_until_all({second["pid"], third["pid"]}, port=port))
+
+        master.order("disconnect")
+        deaths = [master.expect("death"), master.expect("death")]
+        assert {death["pid"] for death in deaths} == {second["pid"], third["pid"]}
+        assert all(death["asked"] and death["exitcode"] == 0 for death in deaths)
+        master.expect("end")
+        assert master.stop() == 0
+
+
+def test_an_asyncio_server_shares_a_unix_path(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with serving("asyncio_unix", path) as master:
+        first, second = master.expect("listening"), master.expect("listening")
+        assert first["path"] == second["path"] == path
+        asyncio.run(ask_until_all({first["pid"], second["pid"]}, path=path))
+
+        os.kill(first["pid"], signal.SIGKILL)
+        third = master.expect("listening")
+        asyncio.run(ask_until_all({second["pid"], third["pid"]}, path=path))
+
+        master.order("disconnect")
+        master.expect("end")
+        assert master.stop() == 0
+    assert not os.path.exists(path)
+
+
+def test_an_asyncio_datagram_endpoint_shares_its_port() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with serving("asyncio_udp", "127.0.0.1", str(port)) as master:
+        pids = {master.expect("listening")["pid"], master.expect("listening")["pid"]}
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.connect(("127.0.0.1", port))
+            client.settimeout(PATIENCE)
+            for number in range(20):
+                client.send(b"%d" % number)
+                echo, pid = client.recv(100).split()
+                assert int(echo) == number
+                assert int(pid) in pids
+        master.order("disconnect")
+        master.expect("end")
+        assert master.stop() == 0
+
+
+async def drain_under_load(script: str, policy: str, *, new: int, kept: int) -> Load:
+    """Ask one worker of two to leave, twice, while clients go on."""
+    with serving(script, "127.0.0.1", "0", MPCLUSTER_SCHEDULING=policy) as master:
+        there = [
+            await asyncio.to_thread(master.expect, "listening"),
+            await asyncio.to_thread(master.expect, "listening"),
+        ]
+        load = Load(there[0]["port"])
+        clients = asyncio.create_task(load.run(new=new, kept=kept))
+        for leaving in there:
+            await load.more(100)
+            master.order(f"disconnect {leaving['pid']}")
+            death = await asyncio.to_thread(master.expect, "death")
+            assert (death["pid"], death["exitcode"], death["asked"]) == (leaving["pid"], 0, True)
+            await asyncio.to_thread(master.expect, "listening")
+        await load.more(100)
+        load.stopping = True
+        await clients
+    return load
+
+
+@pytest.mark.parametrize("policy", ["shared", "slots"])
+@pytest.mark.parametrize("script", [*POLITE, "asyncio_streams", "socket_server", "accept_loop"])
+def test_a_drain_under_load_loses_no_request(script: str, policy: str) -> None:
+    need(script)
+    load = asyncio.run(drain_under_load(script, policy, new=6, kept=0))
+    assert load.lost == []
+
+
+@pytest.mark.parametrize("policy", ["shared", "slots"])
+@pytest.mark.parametrize("script", POLITE)
+def test_a_drain_under_load_cuts_no_kept_connection(script: str, policy: str) -> None:
+    need(script)
+    load = asyncio.run(drain_under_load(script, policy, new=2, kept=4))
+    assert load.lost == []
+    assert load.repeated == 0
