@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 __all__ = ["Emitter", "KeptEvents", "call", "report"]
@@ -88,8 +88,9 @@ class Emitter:
         self._subscribed = subscribed
         self._subscriptions: dict[str, tuple[_Subscription, ...]] = {}
         # Taken to replace one tuple by another, by any thread; nothing is called and
-        # nothing is written while it is held. A forked child drops its parent's emitters.
-        self._lock = threading.Lock()
+        # nothing is written while it is held. Re-entrant for the sake of signal handlers. A
+        # forked child drops its parent's emitters.
+        self._lock = threading.RLock()
 
     def _checked(self, event: str) -> str:
         if event not in self.names:
@@ -206,47 +207,55 @@ class KeptEvents:
         self._weight += weight
         dropped = False
         while len(self) > self._most or (self._weight > self._most_weight and len(self) > 1):
-            self._drop_oldest()
+            self._remove(*next(iter(self._entries.items())))
             dropped = True
         return not dropped
 
-    def _drop_oldest(self) -> None:
-        _, entry = self._entries.popitem(last=False)
+    def _remove(self, number: int, entry: _Kept) -> None:
+        del self._entries[number]
         self._weight -= entry.weight
         events = self._places[entry.key]
-        events[entry.event].popleft()
+        events[entry.event].remove(number)  # nearly always the first there
         if not events[entry.event]:
             del events[entry.event]
             if not events:
                 del self._places[entry.key]
 
-    def _pop(self, number: int) -> _Kept:
-        entry = self._entries.pop(number)
-        self._weight -= entry.weight
-        return entry
+    def events(self, key: Hashable) -> Iterable[str]:
+        """Return the names of what is kept of one worker."""
+        return tuple(self._places.get(key, ()))
 
-    def holds(self, key: Hashable, event: str) -> bool:
-        """Is an ``event`` of the worker ``key`` kept?"""
-        return event in self._places.get(key, ())
+    def take(
+        self, heard: Callable[[Any, str], bool], key: Hashable | None = None
+    ) -> Iterator[tuple[Any, str, tuple[object, ...]]]:
+        """Hand over what somebody hears by now, of one worker or (``key=None``) of all.
 
-    def take(self, event: str, key: Hashable | None = None) -> list[tuple[Any, tuple[object, ...]]]:
-        """Hand over what is kept for ``event``, of one worker or (``key=None``) of all.
+        Each entry is asked for and taken out when its turn comes: what a callback before it
+        has unsubscribed from stays, in its place.
 
-        Returns:
-            ``(worker, args)`` pairs in the order in which they came.
+        Args:
+            heard: Tells of a worker and an event's name whether anybody hears it.
+
+        Yields:
+            ``(worker, event, args)`` in the order in which they came.
         """
-        numbers: list[int] = []
-        for place in [key] if key is not None else list(self._places):
-            events = self._places.get(place, {})
-            numbers.extend(events.pop(event, ()))
-            if not events:
-                self._places.pop(place, None)
-        entries = [self._pop(number) for number in sorted(numbers)]
-        pairs = [(entry.owner(), entry.args) for entry in entries]
-        return [(owner, args) for owner, args in pairs if owner is not None]
+        if key is None:
+            numbers = list(self._entries)
+        else:
+            numbers = sorted(itertools.chain(*self._places.get(key, {}).values()))
+        for number in numbers:
+            entry = self._entries.get(number)
+            if entry is None:
+                continue  # a callback in between has led to its being taken, or dropped
+            owner = entry.owner()
+            if owner is None or heard(owner, entry.event):
+                self._remove(number, entry)
+                if owner is not None:
+                    yield owner, entry.event, entry.args
 
-    def forget(self, key: Hashable) -> None:
-        """Drop all that is kept of one worker: its life has been told to the end."""
-        for numbers in self._places.pop(key, {}).values():
-            for number in numbers:
-                self._pop(number)
+    def forget(self, key: Hashable, *, but: str | None = None) -> None:
+        """Drop all that is kept of one worker, but for events of one name."""
+        for event in self.events(key):
+            if event != but:
+                for number in tuple(self._places[key][event]):
+                    self._remove(number, self._entries[number])

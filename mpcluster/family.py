@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,10 @@ logger = logging.getLogger("mpcluster")
 
 WORKER_EVENTS: Final = ("fork", "online", "listening", "message", "disconnect", "death")
 CLUSTER_EVENTS: Final = WORKER_EVENTS
+
+#: Dead workers whose events are kept for a late subscriber. Each has a pidfd, so this must
+#: be far below the usual limit of 1024 descriptors.
+MOST_DEAD_KEPT: Final = 128
 
 
 class Upward:
@@ -63,6 +68,7 @@ class Family:
         self.emitter = Emitter(CLUSTER_EVENTS, lambda event: self.subscribed(event))
         self.ids = itertools.count(1)
         self._kept = KeptEvents()
+        self._dead_kept: deque[int | None] = deque()  # the dead of whom something is kept
         self._warned_of_loss = False
         self._silent = False
         # Guards `_untold` and `_awaited`: the watcher takes it when a death has been told,
@@ -83,7 +89,7 @@ class Family:
             return  # not started: nothing can have happened to it
         the_watcher = watcher.current()
         if the_watcher.is_running() or len(self._kept):
-            the_watcher.call_soon(lambda: self._hand_over(event, key))
+            the_watcher.call_soon(lambda: self._hand_over(key))
 
     def emit(self, worker: ClusterProcess, event: str, *args: object, weight: int = 0) -> None:
         """Deliver an event of ``worker``, or keep it if nobody listens yet.
@@ -94,29 +100,44 @@ class Family:
         if self._silent:
             return
         key = worker.id
-        if not (worker.emitter.has(event) or self.emitter.has(event)):
+        if not self._heard(worker, event):
             kept = self._kept.keep(
                 key, worker, event, args, weight=weight, weakly=not worker.is_forked
             )
             if event == "message" and not kept and not self._warned_of_loss:
                 self._warned_of_loss = True
                 logger.info("nobody has subscribed to 'message': the oldest are dropped")
+            if event == "death":
+                self._keep_of_the_dead(key)
             return
-        if self._kept.holds(key, event):
-            self._hand_over(event, key)
+        if any(self._heard(worker, earlier) for earlier in self._kept.events(key)):
+            self._hand_over(key)  # its subscriber is as new as this event
         self._deliver(worker, event, args)
-        if event == "death":
-            self._kept.forget(key)
 
     def _deliver(self, worker: ClusterProcess, event: str, args: tuple[object, ...]) -> None:
         for callback in worker.emitter.take(event):
             call(callback, *args)
         for callback in self.emitter.take(event):
             call(callback, worker, *args)
+        if event == "death":
+            # Told to the end. But what it has said is its work, and nobody has heard it.
+            self._kept.forget(worker.id, but="message")
+            if self._kept.events(worker.id):
+                self._keep_of_the_dead(worker.id)
 
-    def _hand_over(self, event: str, key: int | None) -> None:
-        for worker, args in self._kept.take(event, key):
-            self.emit(worker, event, *args)
+    def _heard(self, worker: ClusterProcess, event: str) -> bool:
+        return worker.emitter.has(event) or self.emitter.has(event)
+
+    def _hand_over(self, key: int | None) -> None:
+        """Deliver, in order, what is kept and has a callback by now."""
+        for worker, event, args in self._kept.take(self._heard, key):
+            self._deliver(worker, event, args)
+
+    def _keep_of_the_dead(self, key: int | None) -> None:
+        """Keep on what is kept of this one; the longest dead goes for it."""
+        self._dead_kept.append(key)
+        if len(self._dead_kept) > MOST_DEAD_KEPT:
+            self._kept.forget(self._dead_kept.popleft())
 
     def forget(self, worker: ClusterProcess) -> None:
         """Keep nothing for a worker object that was closed. Any thread."""
@@ -137,7 +158,7 @@ class Family:
         self._untold.add(key)
         self.workers.pop(key, None)
         try:
-            upward.gone(worker)
+            call(upward.gone, worker)  # whatever it meets, the death is told
             self.emit(worker, "death")
         finally:
             with self._told:

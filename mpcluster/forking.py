@@ -10,7 +10,10 @@ is given where it is deserved: when the program itself has other threads.
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import itertools
+import operator
 import os
 import sys
 import threading
@@ -41,22 +44,20 @@ def fork(keep: tuple[int, ...] = ()) -> int:
             return os.fork()
         if not threading.main_thread().is_alive():
             raise RuntimeError("cannot fork at interpreter shutdown: the main program is over")
+        _warn_of_threads()  # before: where warnings are errors, there is no child then
         sys.audit("os.fork")
-        pid = _raw_fork()
-    if pid:
-        _warn_of_threads()
-    return pid
+        return _raw_fork()
 
 
 def _load() -> Callable[[], int]:
     # PyDLL keeps the GIL for the call, as os.fork does: no other thread of this
     # interpreter is in the middle of a bytecode at the moment of the fork.
-    library = ctypes.PyDLL(None, use_errno=True)
+    library = ctypes.PyDLL(None)
     before, in_parent, in_child, system_fork = (
         library.PyOS_BeforeFork,
         library.PyOS_AfterFork_Parent,
         library.PyOS_AfterFork_Child,
-        library.fork,
+        ctypes.PyDLL(None, use_errno=True).fork,  # the others leave this errno alone
     )
     for function in (before, in_parent, in_child):
         function.restype = None
@@ -65,14 +66,16 @@ def _load() -> Callable[[], int]:
     system_fork.argtypes = []
 
     def raw_fork() -> int:
-        before()
-        pid: int = system_fork()
-        if pid == 0:
-            in_child()
-            return 0
-        error = ctypes.get_errno() if pid < 0 else 0
-        in_parent()
-        if error:
+        # No bytecode runs between the three steps: there a signal handler could, and a
+        # Ctrl-C would leave the locks of the fork taken, or send the child on its way as a
+        # second master. So `map` chains them: the pid that fork returns chooses the last.
+        pids, choosing = itertools.tee(map(operator.call, (system_fork,)))
+        after = map({0: in_child}.get, choosing, itertools.repeat(in_parent))
+        steps = map(operator.call, itertools.chain((before,), after))
+        collections.deque(steps, maxlen=0)
+        pid: int = next(pids)
+        if pid < 0:
+            error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))
         return pid
 

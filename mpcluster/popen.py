@@ -18,6 +18,7 @@ import signal
 import struct
 import sys
 import threading
+import traceback
 from multiprocessing import popen_fork, util
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Final, Protocol
@@ -54,23 +55,26 @@ class Popen(popen_fork.Popen):
     def _launch(self, process_obj: Child) -> None:
         self._owner = os.getpid()
         # Guards `returncode` and the one waitpid that may succeed. Taken by any thread
-        # that looks at the child; nothing but waitpid(WNOHANG) happens under it. A forked
-        # child never takes it: there, `poll` sees that the child is not its own.
-        self._reaping = threading.Lock()
+        # that looks at the child; nothing but waitpid(WNOHANG) happens under it. Re-entrant,
+        # for a signal handler may look too. A forked child never takes it: there, `poll`
+        # sees that the child is not its own.
+        self._reaping = threading.RLock()
         with descriptors.opening():
             ours, theirs = Pipe(duplex=True)
             descriptors.own(ours)
             descriptors.own(theirs)
-        parent_sentinel = _own_pidfd()
-        keep = (theirs.fileno(), parent_sentinel, leash.hold())
         try:
+            parent_sentinel = _own_pidfd()
+            keep = (theirs.fileno(), parent_sentinel, leash.hold())
             pid = forking.fork(keep)
+            if pid == 0:
+                self._run_child(process_obj, theirs, parent_sentinel)
         except BaseException:
+            if os.getpid() != self._owner:
+                os._exit(1)  # a Ctrl-C just after the fork: no second master goes on here
             descriptors.close(ours)
             descriptors.close(theirs)
             raise
-        if pid == 0:
-            self._run_child(process_obj, theirs, parent_sentinel)
         self.pid = pid
         self.connection = ours
         descriptors.close(theirs)
@@ -94,6 +98,8 @@ class Popen(popen_fork.Popen):
                 atexit.register(util._exit_function)
             process_obj._inherit(channel)
             code = process_obj._bootstrap(parent_sentinel=sentinel)
+        except BaseException:
+            traceback.print_exc()  # the base class prints those of the program
         finally:
             if sys.version_info >= (3, 13):
                 atexit._run_exitfuncs()
@@ -138,7 +144,10 @@ class Popen(popen_fork.Popen):
         return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
     def _send_signal(self, sig: int) -> None:
-        if self.returncode is None:
+        if os.getpid() != self._owner:
+            if self.returncode is None:  # the pidfd is its parent's alone
+                os.kill(self.pid, sig)
+        elif self.poll() is None:
             try:
                 signal.pidfd_send_signal(self.sentinel, sig)
             except ProcessLookupError:

@@ -57,6 +57,11 @@ class Timer:
         """Do not call any more; harmless when it is too late."""
         self._call = None
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Is there nothing to call (any more)?"""
+        return self._call is None
+
     def take(self) -> Callable[[], object] | None:
         """Return what to call, at most once."""
         call, self._call = self._call, None
@@ -70,8 +75,12 @@ class Watcher:
         self._pid = os.getpid()
         with descriptors.opening():
             self._epoll = select.epoll()
+            try:
+                self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError:
+                self._epoll.close()
+                raise
             descriptors.own(self._epoll.fileno())
-            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             descriptors.own(self._wake_fd)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._callbacks: dict[int, Callable[[int], object]] = {}
@@ -79,8 +88,10 @@ class Watcher:
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_numbers = itertools.count()
         # Guards the one decision that two threads could take differently: is there a
-        # thread that will see what was just added? Taken by any thread that adds, and by
-        # the watcher when it is about to end. Only a thread is started under it.
+        # thread that will see what was just added? Tried by any thread that adds, and taken
+        # by the watcher when it is about to end. Only a thread is started under it. Whoever
+        # finds it taken goes on: its holder sees to a thread that sees everything. (It may
+        # be held by the very thread, beneath a signal handler.)
         self._life = threading.Lock()
         self._thread: threading.Thread | None = None
         self._thread_ident: int | None = None
@@ -102,13 +113,20 @@ class Watcher:
         reported again.
         """
         self._callbacks[fd] = callback
-        self._epoll.register(fd, events)
+        try:
+            self._epoll.register(fd, events)
+        except BaseException:
+            del self._callbacks[fd]
+            raise
         self._ensure_thread()
 
     def modify(self, fd: int, events: int) -> None:
         """Wait for other ``events`` of ``fd``; ignored if it is not watched (any more)."""
         if fd in self._callbacks:
-            self._epoll.modify(fd, events)
+            try:
+                self._epoll.modify(fd, events)
+            except OSError:
+                pass  # removed, or closed, by another thread in the meantime
 
     def remove(self, fd: int) -> None:
         """Watch ``fd`` no more; harmless when it is not watched.
@@ -144,26 +162,31 @@ class Watcher:
         # What needs the thread was added before this line. A thread about to end clears
         # `_thread` before it looks for work a last time, so either this sees None, or the
         # thread sees the work.
-        if self._thread is None:
-            with self._life:
+        if self._thread is None and self._life.acquire(blocking=False):
+            try:
                 if self._thread is None:
-                    thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
-                    self._thread = thread
-                    try:
-                        thread.start()
-                    except BaseException:
-                        self._thread = None
-                        raise
+                    self._start_thread()
+            finally:
+                self._life.release()
+
+    def _start_thread(self) -> None:
+        self._thread = thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            self._thread = None
+            raise
 
     # -- the thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
         """Wait and call until there has been nothing to watch for LINGER seconds."""
         me = threading.current_thread()
-        self._thread_ident = threading.get_ident()
         while True:
-            if self._wait_and_call(self._timeout()) or self._has_work():
-                continue
+            self._thread_ident = threading.get_ident()
+            while self._wait_and_call(self._timeout()) or self._has_work():
+                pass
+            self._thread_ident = None  # the next thread of the program may get the same
             self._thread = None
             if not self._has_work():
                 return
@@ -178,6 +201,8 @@ class Watcher:
     def _timeout(self) -> float | None:
         if self._calls:
             return 0
+        while self._timers and self._timers[0][2].is_cancelled:
+            heapq.heappop(self._timers)  # nobody stays awake for it
         if self._timers:
             return max(0.0, self._timers[0][0] - time.monotonic())
         return None if self._callbacks else LINGER

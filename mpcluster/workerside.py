@@ -323,20 +323,23 @@ class Worker:
 
     # -- events ----------------------------------------------------------------------------
 
-    def _subscribed(self, event: str) -> None:
+    def _subscribed(self, _event: str) -> None:
         self.attend()
-        watcher.current().call_soon(lambda: self._hand_over(event))
+        watcher.current().call_soon(self._hand_over)
 
-    def _hand_over(self, event: str) -> None:
-        for _, args in self._kept.take(event, self.id):
-            self._emit(event, *args)
+    def _hand_over(self) -> None:
+        for _, event, args in self._kept.take(lambda _, event: self._emitter.has(event)):
+            self._deliver(event, args)
 
     def _emit(self, event: str, *args: object, weight: int = 0) -> None:
         if not self._emitter.has(event):
             self._kept.keep(self.id, self, event, args, weight=weight)
             return
-        if self._kept.holds(self.id, event):
-            self._hand_over(event)
+        if self._kept:
+            self._hand_over()
+        self._deliver(event, args)
+
+    def _deliver(self, event: str, args: tuple[object, ...]) -> None:
         for callback in self._emitter.take(event):
             call(callback, *args)
 
