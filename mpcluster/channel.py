@@ -28,7 +28,7 @@ from typing import Any, Final
 from mpcluster import descriptors, memfd, pickling, wire
 from mpcluster.errors import ChannelClosedError, ChannelFullError, SerializationError
 from mpcluster.inbox import Inbox
-from mpcluster.outbox import NO_ROOM, Outbox, Outgoing
+from mpcluster.outbox import NO_ROOM, NO_SIGNAL, Outbox, Outgoing
 from mpcluster.pickling import Pickled, Segment
 from mpcluster.wire import MAX_DESCRIPTORS, Kind, Received
 
@@ -193,7 +193,7 @@ class Channel:
             if self._outbox:
                 return None
             try:
-                sent = self._socket.send(data, socket.MSG_NOSIGNAL)
+                sent = self._socket.send(data, NO_SIGNAL)
             except BlockingIOError:
                 return None
             except OSError as error:

@@ -29,6 +29,9 @@ _BUFFER: Final = 1 << 18
 #: Bytes of a new channel's buffer. Most channels of a program that only starts and joins
 #: processes carry one short frame, and 256 KiB of fresh memory cost 0.3 ms to touch.
 _FIRST_BUFFER: Final = 1 << 12
+# As plain numbers: `&` on an IntFlag is Python code, and costs as much as the call itself.
+_CTRUNC: Final = int(socket.MSG_CTRUNC)
+_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 #: Bytes for one lot of descriptors beside the data.
 _RIGHTS: Final = socket.CMSG_SPACE(wire.DESCRIPTORS_A_CALL * 4)
 
@@ -65,7 +68,8 @@ class Inbox:
         An empty list means that nothing whole was there, or that it is over.
         """
         try:
-            cut = self._cut()  # an exception of a signal handler may have left some
+            # An exception of a signal handler may have left whole frames in the buffer.
+            cut = self._cut() if self._begin < self._end else 0
             more = True
             while more and (cut < limit or not self._whole):
                 more = self._read()
@@ -94,10 +98,8 @@ class Inbox:
         try:
             # No other thread may fork before the descriptors that come are in the table.
             with descriptors.opening():
-                count, rights, flags, _ = self._sock.recvmsg_into(
-                    [room], _RIGHTS, socket.MSG_CMSG_CLOEXEC
-                )
-                if rights or flags & socket.MSG_CTRUNC:
+                count, rights, flags, _ = self._sock.recvmsg_into([room], _RIGHTS, _CLOEXEC)
+                if rights or flags & _CTRUNC:
                     self._lots.append(_numbers(rights))
         except BlockingIOError:
             return False

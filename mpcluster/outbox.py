@@ -20,11 +20,14 @@ from mpcluster import descriptors
 from mpcluster.pickling import Carried, Segment
 from mpcluster.wire import DESCRIPTORS_A_CALL
 
-__all__ = ["NO_ROOM", "Outbox", "Outgoing"]
+__all__ = ["NO_ROOM", "NO_SIGNAL", "Outbox", "Outgoing"]
 
 #: The kernel takes nothing now, for want of room, memory, or (ETOOMANYREFS) because a user may
 #: not have more descriptors under way than a process may have open.
 NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+
+#: For every call that sends: a program may have given SIGPIPE back its default, to die of it.
+NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
 
 #: Bytes and pieces that one call hands to the kernel: enough to fill its buffer (208 KiB by
 #: default), few enough that a call which it refuses has cost little.
@@ -92,7 +95,7 @@ class Outgoing:
             self._write_descriptors(sock)
         if self.pieces:
             pieces = self.pieces[:_MOST_PIECES]
-            self.advance(sock.sendmsg(pieces, (), socket.MSG_NOSIGNAL))
+            self.advance(sock.sendmsg(pieces, (), NO_SIGNAL))
         return self.sent - before
 
     def advance(self, count: int) -> None:
@@ -122,7 +125,7 @@ class Outgoing:
         lot, last = numbers[:DESCRIPTORS_A_CALL], len(numbers) <= DESCRIPTORS_A_CALL
         pieces = self.pieces[:_MOST_PIECES] if last else [memoryview(self.pieces[0])[:1]]
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", lot))
-        count = sock.sendmsg(pieces, (rights,), socket.MSG_NOSIGNAL)
+        count = sock.sendmsg(pieces, (rights,), NO_SIGNAL)
         self.advance(count)
         for fd in self._fds[:DESCRIPTORS_A_CALL]:
             descriptors.close(fd)
@@ -224,7 +227,7 @@ class Outbox:
             size += frame.size - frame.sent
             if len(frame.pieces) > room:
                 break
-        count = sock.sendmsg(pieces, (), socket.MSG_NOSIGNAL)
+        count = sock.sendmsg(pieces, (), NO_SIGNAL)
         self._gone(count)
         while count:
             frame = self._frames[0]

@@ -101,6 +101,7 @@ class _Reductions(dict[type, Callable[[Any], Any]]):
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no type hints
     dispatch_table = _Reductions(cloudpickle.Pickler.dispatch_table)
+    globals_ref: dict[int, dict[str, Any]]
 
     def __init__(self) -> None:
         self._segments: list[Segment] = []
@@ -215,7 +216,7 @@ class _Unpickler(pickle.Unpickler):
             return self._arrived
         return super().find_class(module_name, global_name)
 
-    def _arrived(self, kind: type, number: int, *state: Any) -> object:
+    def _arrived(self, kind: Any, number: int, *state: Any) -> object:
         fd = self._carried[number]
         if fd < 0:
             raise pickle.UnpicklingError(f"descriptor {number} is taken already")
