@@ -8,8 +8,8 @@ The layers, lowest first; each imports only what stands above it in this list::
     sockets     listeners, registry, scheduling,  the root master's shared listeners,
                 sharing, drain                    and how a worker comes by them
     processes   forking, leash, popen, family,    a worker, from both sides
-                workerside, process, mainprogram, context
-    cluster     ending, cluster                   what a program calls
+                workerside, life, process, mainprogram, context
+    cluster     ending, registrar, cluster                   what a program calls
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys as _sys
 if not _sys.platform.startswith("linux"):
     raise ImportError(f"mpcluster runs on Linux (5.4 or later), and this is {_sys.platform}")
 
+from collections.abc import Callable as _Callable
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
@@ -39,6 +40,7 @@ from mpcluster.cluster import (
     send,
     setup,
 )
+from mpcluster.configuration import Settings
 from mpcluster.context import get_context
 from mpcluster.errors import (
     ChannelClosedError,
@@ -52,7 +54,6 @@ from mpcluster.errors import (
     WorkerDiedError,
 )
 from mpcluster.process import ClusterProcess
-from mpcluster.configuration import Settings
 from mpcluster.states import WorkerState
 from mpcluster.workerside import Worker
 
@@ -100,13 +101,14 @@ if _TYPE_CHECKING:
 _os.environ.pop(_process.WORKER_ID_VARIABLE, None)
 
 # What differs from process to process is looked up at each use.
-_LIVE = {
+_LIVE: dict[str, _Callable[[], _Any]] = {
     "is_master": lambda: _workerside.current() is None,
     "is_worker": lambda: _workerside.current() is not None,
     "worker": _workerside.current,
     "workers": lambda: _family.current().workers,
     "settings": lambda: _family.current().settings,
 }
+
 
 def __getattr__(name: str) -> _Any:
     try:

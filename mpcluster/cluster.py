@@ -1,26 +1,31 @@
 """The cluster of this process: what ``import mpcluster as cluster`` gives its user.
 
 The functions here are the whole of it; state lies in the layers below, one object a
-process: the family of workers, the worker's own side, the registry of listeners. The
-registry is the root master's alone, and is touched in its watcher's thread alone.
+process: the family of workers, the worker's own side, the registry of listeners.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
-from mpcluster import configuration, ending, family, mainprogram, messages, sharing, watcher, workerside
-from mpcluster.errors import ClusterError, NotMasterError
+from mpcluster import (
+    configuration,
+    ending,
+    family,
+    mainprogram,
+    registrar,
+    sharing,
+    watcher,
+    workerside,
+)
+from mpcluster.errors import ClusterError, NotMasterError, SerializationError
 from mpcluster.events import Callback
 from mpcluster.process import ClusterProcess
-from mpcluster.registry import Registry
-from mpcluster.scheduling import check, queued
+from mpcluster.scheduling import check
 
 __all__ = [
     "broadcast",
@@ -34,8 +39,6 @@ __all__ = [
     "send",
     "setup",
 ]
-
-T = TypeVar("T")
 
 
 # -- forking -------------------------------------------------------------------------------
@@ -93,7 +96,8 @@ def fork(
         share_ports=share_ports,
     )
     process.is_forked = True
-    ending.prepare(_close_registry)
+    registrar.inherit()
+    ending.prepare(registrar.close)
     process.start()
     return process
 
@@ -169,10 +173,11 @@ def broadcast(message: object) -> None:
             continue
         try:
             process.send(message)
+        except SerializationError:
+            raise
         except (OSError, ClusterError) as error:
-            if isinstance(error, TypeError) or not process.is_connected:
-                continue
-            errors.append(error)
+            if process.is_connected:
+                errors.append(error)
     if errors:
         raise ExceptionGroup("not every worker could be reached", errors)
 
@@ -214,7 +219,7 @@ def disconnect(
     relatives = family.current()
     workers = list(relatives.workers.values())
     if callback is not None:
-        relatives.after_deaths({process.id for process in workers}, callback)
+        relatives.after_deaths([process.id for process in workers if process.id], callback)
     for process in workers:
         process.disconnect(timeout)
 
@@ -249,7 +254,7 @@ def join(timeout: float | None = None) -> bool:
 def listen(
     address: object,
     *,
-    type: int = socket.SOCK_STREAM,
+    type: int = socket.SOCK_STREAM,  # noqa: A002  # as socket.socket names it
     family: int | None = None,
     backlog: int | None = None,
     exclusive: bool = False,
@@ -276,8 +281,8 @@ def listen(
         TypeError, ValueError: The address, or another argument, is none.
     """
     return sharing.shared_listen(
-        ask,
-        tell,
+        registrar.ask,
+        registrar.tell,
         address,
         type=type,
         family=family,
@@ -286,187 +291,3 @@ def listen(
         scheduling=scheduling,
         mode=mode,
     )
-
-
-def ask(body: object) -> object:
-    """Ask the root master's registry, wherever this process stands."""
-    myself = workerside.current()
-    if myself is not None:
-        return myself.request(body)
-    return _in_watcher(lambda: _answer_master(body))
-
-
-def tell(message: object) -> None:
-    """Tell the registry, or, in a worker, the parent."""
-    myself = workerside.current()
-    if myself is not None:
-        myself.tell(message)
-    elif isinstance(message, messages.Release):
-        watcher.current().call_soon(lambda: _answer_master(message))
-
-
-# -- the registry: the root master's, in the watcher's thread --------------------------------
-
-_registry: Registry | None = None
-
-#: Seconds between two looks at the queue of a worker that is to leave, and for how long.
-QUEUE_LOOK = 0.01
-QUEUE_PATIENCE = 1.0
-
-
-def _registry_here() -> Registry:
-    global _registry
-    if _registry is None:
-        _registry = Registry(
-            call_later=watcher.current().call_later,
-            grace=family.current().settings.listener_grace,
-        )
-        _registry.inherit()
-    return _registry
-
-
-def _answer_master(body: object) -> object:
-    registry = _registry_here()
-    if isinstance(body, messages.Bind):
-        return registry.hold(_with_policy(body))
-    return registry.handle((), body)
-
-
-def _with_policy(bind: messages.Bind) -> messages.Bind:
-    """What `setup` says, where the asker says nothing; `auto` leaves it to the environment."""
-    policy = family.current().settings.scheduling
-    if bind.scheduling is not None or policy == "auto":
-        return bind
-    return dataclasses.replace(bind, scheduling=policy)
-
-
-def _in_watcher(call: Callable[[], T]) -> T:
-    """Call in the watcher's thread and return what it returns, or raise what it raises."""
-    if watcher.current().in_thread():
-        return call()
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    watcher.current().call_soon(run)
-    return future.result()
-
-
-def _close_registry() -> None:
-    global _registry
-    registry, _registry = _registry, None
-    if registry is not None:
-        registry.close()
-
-
-def _after_fork_in_child() -> None:
-    global _registry
-    _registry = None
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-class _Upward(family.Upward):
-    """Workers' requests: answered by the root master, passed on by those in between."""
-
-    def answer(
-        self,
-        worker: ClusterProcess,
-        message: messages.Request | messages.Release | messages.Gone,
-    ) -> None:
-        assert worker.id is not None
-        myself = workerside.current()
-        if isinstance(message, messages.Request):
-            route = (worker.id, *message.route)
-            if myself is None:
-                worker.reply(_answer(route, message))
-            else:
-                _pass_on(myself, worker, route, message)
-        elif isinstance(message, messages.Release):
-            # Of a worker further down it comes as a request.
-            if myself is None:
-                _registry_here().handle((worker.id,), message)
-            else:
-                myself.request_then(message, (worker.id,), Future())
-        else:
-            self._left((worker.id, *message.route), crashed=message.crashed)
-
-    def leaving(self, worker: ClusterProcess, proceed: Callable[[], object]) -> None:
-        assert worker.id is not None
-        if _registry is None or workerside.current() is not None:
-            proceed()
-            return
-        its_own = _registry.drain((worker.id,))
-        deadline = time.monotonic() + QUEUE_PATIENCE
-
-        def look() -> None:
-            # It takes what has queued for it alone before it hears that it shall go.
-            waiting = any(sock.fileno() >= 0 and queued(sock) for sock in its_own)
-            if waiting and not worker.is_dead and time.monotonic() < deadline:
-                watcher.current().call_later(QUEUE_LOOK, look)
-            else:
-                proceed()
-
-        look()
-
-    def gone(self, worker: ClusterProcess) -> None:
-        assert worker.id is not None
-        crashed = worker.exitcode != 0 and not worker.exited_after_disconnect
-        self._left((worker.id,), crashed=crashed)
-
-    def _left(self, route: messages.Route, *, crashed: bool) -> None:
-        myself = workerside.current()
-        if myself is not None:
-            myself.tell(messages.Gone(route, crashed))
-        elif _registry is not None:
-            _registry.left(route, crashed=crashed)
-
-
-def _answer(route: messages.Route, request: messages.Request) -> messages.Reply:
-    body = request.body
-    try:
-        if isinstance(body, messages.Bind):
-            body = _with_policy(body)
-        return messages.Reply(request.number, _registry_here().handle(route, body))
-    except Exception as error:
-        return messages.Reply(request.number, error=error)
-
-
-def _pass_on(
-    myself: workerside.Worker,
-    worker: ClusterProcess,
-    route: messages.Route,
-    request: messages.Request,
-) -> None:
-    """Ask on behalf of a worker below this one, and hand the answer down."""
-
-    def hand_down(answered: Future[object]) -> None:
-        error = answered.exception()
-        if error is not None:
-            worker.reply(messages.Reply(request.number, error=error))
-            return
-        value = answered.result()
-        worker.reply(messages.Reply(request.number, value))
-        _close_socket(value)
-
-    future: Future[object] = Future()
-    future.add_done_callback(hand_down)
-    try:
-        myself.request_then(request.body, route, future)
-    except Exception as error:
-        future.set_exception(error)
-    _close_socket(request.body)
-
-
-def _close_socket(carrier: object) -> None:
-    """Close this process's copy of a socket that was only passed on."""
-    if isinstance(carrier, messages.Bind | messages.Bound) and carrier.socket is not None:
-        carrier.socket.close()
-
-
-family.upward = _Upward()

@@ -13,7 +13,7 @@ __all__ = ["ClusterContext", "get_context"]
 class ClusterContext(context.ForkContext):
     """As ``multiprocessing.get_context("fork")``, with ``Process`` a :class:`ClusterProcess`."""
 
-    Process: type[ClusterProcess] = ClusterProcess  # type: ignore[assignment]
+    Process = ClusterProcess
 
     def __reduce__(self) -> tuple[Any, ...]:
         return get_context, ()

@@ -24,11 +24,10 @@ import sys
 import threading
 import time
 import weakref
-from multiprocessing import util
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from mpcluster import family
+from mpcluster import family, interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,17 +71,16 @@ def prepare(release: Callable[[], None]) -> None:
             _await_return(code)
         else:
             _ending.main_code = weakref.ref(code)
-    if threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _on_sigterm)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _on_sigterm)
 
 
 def _main_code() -> CodeType | None:
     """Find the code of the main module, if it is running (and not a console's line)."""
     if hasattr(sys, "ps1"):
         return None
-    ident = threading.main_thread().ident
-    frame = sys._current_frames().get(ident) if ident is not None else None
+    frame = interpreter.main_frame()
     main = sys.modules["__main__"].__dict__
     while frame is not None:
         if frame.f_globals is main and frame.f_code.co_name == "<module>":
@@ -99,8 +97,10 @@ if sys.version_info >= (3, 12):
             if monitoring.get_tool(tool) is None:
                 break
         else:
-            logger.warning("every sys.monitoring tool is taken: death callbacks cannot fork "
-                           "any more once the main program has ended")
+            logger.warning(
+                "every sys.monitoring tool is taken: death callbacks cannot fork "
+                "any more once the main program has ended"
+            )
             return
 
         def returned(_code: CodeType, _offset: int, _value: object) -> None:
@@ -165,7 +165,7 @@ def _die_of_interrupt() -> None:
     if sys.version_info < (3, 12) and _is_ours():
         assert _ending is not None
         if _ending.interrupted:
-            util._flush_std_streams()
+            interpreter.flush_std_streams()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -179,7 +179,7 @@ def _on_sigterm(signum: int, _frame: FrameType | None) -> None:
         assert _ending is not None
         end_workers()
         _ending.release()
-        util._flush_std_streams()
+        interpreter.flush_std_streams()
     os.kill(os.getpid(), signum)
 
 

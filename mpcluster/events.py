@@ -61,7 +61,7 @@ def call(callback: Callback, *args: object) -> None:
     """Call a user's callback; what it raises is reported and stops nothing."""
     try:
         callback(*args)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         # SystemExit too: a callback runs in the watcher's thread, which is not the
         # program's to end.
         report(f"callback {callback!r} raised", error, callback)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from mpcluster import messages, watcher
-from mpcluster.events import Emitter, KeptEvents, call
 from mpcluster.configuration import Settings
+from mpcluster.events import Emitter, KeptEvents, call
 
 if TYPE_CHECKING:
     from mpcluster.process import ClusterProcess
@@ -48,7 +48,7 @@ class Upward:
     ) -> None:
         """The worker asks, gives back a listener, or tells of the end of one below it."""
 
-    def leaving(self, worker: ClusterProcess, proceed: Callable[[], object]) -> None:
+    def leaving(self, worker: ClusterProcess, proceed: Callable[[], object]) -> None:  # noqa: ARG002
         """The worker is asked to leave; ``proceed()`` tells it so."""
         proceed()
 
@@ -65,7 +65,7 @@ class Family:
     def __init__(self) -> None:
         self.workers: dict[int, ClusterProcess] = {}
         self.settings = Settings()
-        self.emitter = Emitter(CLUSTER_EVENTS, lambda event: self.subscribed(event))
+        self.emitter = Emitter(CLUSTER_EVENTS, self.subscribed)
         self.ids = itertools.count(1)
         self._kept = KeptEvents()
         self._dead_kept: deque[int | None] = deque()  # the dead of whom something is kept
@@ -82,8 +82,8 @@ class Family:
 
     # -- events ----------------------------------------------------------------------------
 
-    def subscribed(self, event: str, worker: ClusterProcess | None = None) -> None:
-        """Somebody has a callback for ``event`` (of one worker, or of all) since now."""
+    def subscribed(self, _event: str, worker: ClusterProcess | None = None) -> None:
+        """Somebody has a new callback, for one worker or for all: hand over what was kept."""
         key = None if worker is None else worker.id
         if worker is not None and key is None:
             return  # not started: nothing can have happened to it

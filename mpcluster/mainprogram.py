@@ -7,7 +7,6 @@ module, or the directory or archive that was given to the interpreter. It runs a
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import signal
@@ -15,10 +14,9 @@ import sys
 import types
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
-from multiprocessing import util
 from typing import Any
 
-from mpcluster import workerside
+from mpcluster import interpreter, workerside
 
 __all__ = ["MainProgram", "locate"]
 
@@ -38,8 +36,7 @@ class MainProgram:
         if sys.version_info < (3, 13):
             # What the master had registered is the master's; what this program registers
             # is run when it ends, as of any program (3.13 does so for every child).
-            atexit._clear()
-            atexit.register(util._exit_function)
+            interpreter.renew_exit_functions()
         try:
             self._execute()
             myself = workerside.current()
@@ -49,7 +46,7 @@ class MainProgram:
             _die_of_sigint()
         finally:
             if sys.version_info < (3, 13):
-                atexit._run_exitfuncs()
+                interpreter.run_exit_functions()
 
     def _execute(self) -> None:
         code = self._code()
@@ -62,7 +59,7 @@ class MainProgram:
             __builtins__=__builtins__,
         )
         sys.modules["__main__"] = module
-        exec(code, module.__dict__)
+        exec(code, module.__dict__)  # noqa: S102  # the program's own code, that is the point
 
     def _code(self) -> types.CodeType:
         # Not `get_code` for a script: that would write a .pyc beside it.
@@ -112,6 +109,6 @@ def _start_file(file: str) -> str:
 
 def _die_of_sigint() -> None:
     """Ctrl-C ends a worker as it ends any program, but without a traceback each."""
-    util._flush_std_streams()
+    interpreter.flush_std_streams()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)

@@ -10,7 +10,6 @@ the watcher among them, may look at once. And a child that somebody else has rea
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import os
 import select
@@ -23,7 +22,7 @@ from multiprocessing import popen_fork, util
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Final, Protocol
 
-from mpcluster import descriptors, forking, leash
+from mpcluster import descriptors, forking, interpreter, leash
 
 __all__ = ["UNKNOWN_EXITCODE", "Popen"]
 
@@ -94,16 +93,15 @@ class Popen(popen_fork.Popen):
         code = 1
         try:
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
-                atexit._clear()
-                atexit.register(util._exit_function)
-            process_obj._inherit(channel)
-            code = process_obj._bootstrap(parent_sentinel=sentinel)
-        except BaseException:
+                interpreter.renew_exit_functions()
+            process_obj._inherit(channel)  # noqa: SLF001
+            code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
+        except BaseException:  # noqa: BLE001
             traceback.print_exc()  # the base class prints those of the program
         finally:
             if sys.version_info >= (3, 13):
-                atexit._run_exitfuncs()
-                util._flush_std_streams()
+                interpreter.run_exit_functions()
+                interpreter.flush_std_streams()
             os._exit(code)
 
     # -- the parent ------------------------------------------------------------------------
@@ -143,7 +141,8 @@ class Popen(popen_fork.Popen):
         poll.register(self.sentinel, select.POLLIN)
         return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
-    def _send_signal(self, sig: int) -> None:
+    def send_signal(self, sig: int) -> None:
+        """Send a signal to the child, and surely to no other; nothing if it has ended."""
         if os.getpid() != self._owner:
             if self.returncode is None:  # the pidfd is its parent's alone
                 os.kill(self.pid, sig)
@@ -152,6 +151,8 @@ class Popen(popen_fork.Popen):
                 signal.pidfd_send_signal(self.sentinel, sig)
             except ProcessLookupError:
                 pass  # it has ended in the meantime
+
+    _send_signal = send_signal  # as the base class calls it
 
 
 def _open_sentinel(pid: int) -> int:

@@ -1,35 +1,29 @@
 """``ClusterProcess``: a ``multiprocessing.Process`` with a channel, events and a life.
 
-Everything that happens to a worker is taken in by the watcher's thread of its parent: the
-messages on its channel, the end of the channel, the end of the process. What the worker
-had sent is delivered before its death is told, for at the moment of death all of it lies
-in this side's end of the channel.
+What its user calls stands here, in the parent and, from `_inherit` on, in the child. What
+happens to it, the watcher's thread takes in: :mod:`mpcluster.life`.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
-import logging
 import os
 import signal as _signal
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import context
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mpcluster import drain, family, leash, messages, sharing, watcher, workerside
-from mpcluster.address import Address
-from mpcluster.channel import Channel
-from mpcluster.errors import ChannelClosedError, NotMasterError
-from mpcluster.events import Callback, Emitter, report
+from mpcluster.errors import NotMasterError
+from mpcluster.events import Callback, Emitter
+from mpcluster.life import Life
 from mpcluster.popen import Popen
-from mpcluster.states import Step, WorkerState, advance
-from mpcluster.wire import Kind, Received
+from mpcluster.states import WorkerState
+from mpcluster.wire import Kind
 
 __all__ = ["WORKER_ID_VARIABLE", "ClusterProcess"]
-
-logger = logging.getLogger("mpcluster")
 
 #: Set in a worker's environment, for logs. Which process is a worker is never read from it.
 WORKER_ID_VARIABLE: Final = "MPCLUSTER_WORKER_ID"
@@ -52,6 +46,12 @@ class ClusterProcess(context.ForkProcess):
         NotADirectoryError: ``cwd`` is none (at ``start()``).
     """
 
+    if TYPE_CHECKING:  # of BaseProcess, which typeshed leaves out
+        _parent_pid: int
+        _popen: Popen | None
+
+        def _check_closed(self) -> None: ...
+
     def __init__(
         self,
         group: None = None,
@@ -70,22 +70,15 @@ class ClusterProcess(context.ForkProcess):
         self._cwd = None if cwd is None else os.fspath(cwd)
         self._share_ports = bool(share_ports)
         self._id: int | None = None
-        self._state = WorkerState.NEW
-        self._asked_to_leave = False
+        self._life: Life | None = None
         self._family = family.current()
         self._settings = self._family.settings
-        self._channel: Channel | None = None
-        self._timers: list[watcher.Timer] = []
-        # Guards the read-and-replace of `_state`, which the program's threads (DRAIN) and
-        # the watcher (all else) do. Nothing is called under it.
-        self._stepping = threading.Lock()
-        self._fork_told = False
         #: Made by ``fork()``: its events are kept even if the program keeps no object.
         self.is_forked = False
         self.emitter = Emitter(family.WORKER_EVENTS, self._subscribed)
 
     @staticmethod
-    def _Popen(process_obj: ClusterProcess) -> Popen:  # noqa: N802  (multiprocessing's name)
+    def _Popen(process_obj: ClusterProcess) -> Popen:  # type: ignore[override]  # noqa: N802
         return Popen(process_obj)
 
     # -- what it is ------------------------------------------------------------------------
@@ -98,12 +91,12 @@ class ClusterProcess(context.ForkProcess):
     @property
     def state(self) -> WorkerState:
         """Where it stands in its life, as far as this process has been told."""
-        return self._state
+        return WorkerState.NEW if self._life is None else self._life.state
 
     @property
     def is_connected(self) -> bool:
         """Is the channel to it open?"""
-        return self._channel is not None and not self._channel.closed
+        return self._life is not None and not self._life.channel.closed
 
     @property
     def is_dead(self) -> bool:
@@ -114,7 +107,7 @@ class ClusterProcess(context.ForkProcess):
     @property
     def exited_after_disconnect(self) -> bool:
         """Was it asked to leave, by ``disconnect()`` or by itself? False after a crash."""
-        return self._asked_to_leave
+        return self._life is not None and self._life.asked_to_leave
 
     @property
     def exit_signal(self) -> _signal.Signals | int | None:
@@ -140,28 +133,22 @@ class ClusterProcess(context.ForkProcess):
             OSError: The system has no room for one more process.
         """
         if self._cwd is not None and not os.path.isdir(self._cwd):
-            raise NotADirectoryError(20, "the working directory of a worker", self._cwd)
+            raise NotADirectoryError(errno.ENOTDIR, "the working directory of a worker", self._cwd)
         self._check_closed()
         if self._popen is None:
             self._settings = self._family.settings
             self._id = next(self._family.ids)
         super().start()
-        popen = self._popen
-        assert popen is not None
-        self._channel = channel = Channel(
-            popen.connection,
-            label=f"worker {self._id} (pid {popen.pid})",
-            limit=self._settings.channel_limit,
-            send_timeout=self._settings.send_timeout,
-        )
-        channel.read_elsewhere = True
-        channel.on_backlog = self._want_write
-        self._step(Step.START)
+        assert self._popen is not None
+        assert self._id is not None
+        try:
+            self._life = Life(self, self._popen, self._settings, self._family)
+        except OSError:  # out of descriptors: a child that nobody can watch must not live
+            self._popen.kill()
+            self._popen.wait()
+            raise
         self._family.workers[self._id] = self
-        the_watcher = watcher.current()
-        # Last of all: from here on the watcher tells what happens, `fork` first.
-        the_watcher.add(channel.fileno(), self._on_ready)
-        the_watcher.add(popen.sentinel, self._on_end)
+        self._life.begin()
 
     # -- in the child ----------------------------------------------------------------------
 
@@ -205,8 +192,8 @@ class ClusterProcess(context.ForkProcess):
             NotMasterError: This process is not the worker's parent.
             ValueError: The worker was not started.
         """
-        channel = self._own_channel("send to")
-        channel.send(message, Kind.USER, may_wait=not watcher.current().in_thread())
+        life = self._own_life("send to")
+        life.channel.send(message, Kind.USER, may_wait=not watcher.current().in_thread())
 
     def on(self, event: str, callback: Callback | None = None) -> Any:
         """Call ``callback`` on each ``event`` of this worker; without it, a decorator.
@@ -242,16 +229,21 @@ class ClusterProcess(context.ForkProcess):
     def _subscribed(self, event: str) -> None:
         self._family.subscribed(event, self)
 
-    def _own_channel(self, verb: str) -> Channel:
+    def reply(self, message: messages.Reply) -> None:
+        """Answer a request of this worker. For the layer above, in the watcher's thread."""
+        if self._life is not None:
+            self._life.reply(message)
+
+    def _own_life(self, verb: str) -> Life:
         self._check_closed()
         if self._parent_pid != os.getpid():
             raise NotMasterError(
                 f"only the process that started {self.name} can {verb} it "
                 f"(pid {self._parent_pid}; this is pid {os.getpid()})"
             )
-        if self._channel is None:
+        if self._life is None:
             raise ValueError(f"{self.name} was not started; call start() first")
-        return self._channel
+        return self._life
 
     # -- ending it ---------------------------------------------------------------------------
 
@@ -268,32 +260,12 @@ class ClusterProcess(context.ForkProcess):
             NotMasterError: This process is not the worker's parent.
             ValueError: The worker was not started, or ``timeout`` is negative.
         """
-        self._own_channel("disconnect")
+        life = self._own_life("disconnect")
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must be seconds from 0 on, not {timeout!r}")
-        if self._asked_to_leave or self.is_dead:
-            return self
-        self._asked_to_leave = True
-        self._step(Step.DRAIN)
-        watcher.current().call_soon(lambda: family.upward.leaving(self, self._tell_to_leave))
-        if timeout is not None:
-            self._after(timeout, self._terminate_then_kill)
+        if not self.is_dead:
+            life.ask_to_leave(timeout)
         return self
-
-    def _tell_to_leave(self) -> None:
-        assert self._channel is not None
-        try:
-            self._channel.send(messages.Disconnect(), Kind.CONTROL, may_wait=False)
-        except ChannelClosedError:
-            return  # it has closed its end; the end of the process follows
-        self._signal(_signal.SIGURG)  # a program that does not listen starts to
-
-    def _terminate_then_kill(self) -> None:
-        self._signal(_signal.SIGTERM)
-        self._after(self._settings.kill_timeout, lambda: self._signal(_signal.SIGKILL))
-
-    def _after(self, seconds: float, call: Callable[[], object]) -> None:
-        self._timers.append(watcher.current().call_later(seconds, call))
 
     def kill(self, signal: int = _signal.SIGKILL) -> None:
         """Send ``signal`` to the worker; nothing happens if it is dead.
@@ -301,135 +273,25 @@ class ClusterProcess(context.ForkProcess):
         Unlike a leave that was asked for, its end counts as a crash.
         """
         self._check_closed()
-        self._popen._send_signal(signal)  # type: ignore[union-attr]
-
-    def _signal(self, signum: int) -> None:
-        popen = self._popen
-        if popen is not None:
-            popen._send_signal(signum)
+        if self._popen is None:
+            raise ValueError(f"{self.name} was not started; call start() first")
+        self._popen.send_signal(signal)
 
     def close(self) -> None:
         """Release what the object holds; as in ``multiprocessing``, an error while it runs."""
-        if self._popen is not None and self._parent_pid == os.getpid() and self.is_dead:
-            self._wait_until_told()
+        life = self._life
+        is_ours = self._parent_pid == os.getpid() and self._popen is not None
+        if life is not None and is_ours and self.is_dead:
+            life.wait_until_told()
         super().close()
         self._family.forget(self)
-
-    def _wait_until_told(self) -> None:
-        """Let the watcher finish with this dead worker, so that it holds it no longer."""
-        the_watcher = watcher.current()
-        if the_watcher.in_thread():
-            self._on_end(0)
-            return
-        for _ in range(100):
-            told = self._state is WorkerState.DEAD
-            passed = threading.Event()
-            the_watcher.call_soon(passed.set)
-            # A callback may be running there that waits for this very thread.
-            if not passed.wait(0.1 if told else 1.0) or told:
-                return
-
-    # -- the watcher's thread ------------------------------------------------------------------
-
-    def _step(self, step: Step) -> None:
-        with self._stepping:
-            self._state = advance(self._state, step)
-
-    def _want_write(self, channel: Channel) -> None:
-        watcher.current().modify(channel.fileno(), watcher.READABLE | watcher.WRITABLE)
-
-    def _on_ready(self, events: int) -> None:
-        channel = self._channel
-        assert channel is not None
-        self._tell_of_fork()
-        if events & watcher.WRITABLE and channel.flush():
-            watcher.current().modify(channel.fileno(), watcher.READABLE)
-        if events & watcher.READABLE:
-            self._take_in(channel)
-
-    def _take_in(self, channel: Channel) -> bool:
-        """Handle what is there on the channel; returns whether there was anything."""
-        try:
-            batch = channel.receive()
-        except Exception as error:
-            # Ours to mend, and no reason to stop watching this worker, or to spin.
-            report(f"the channel of worker {self._id} failed; it is closed", error, self)
-            self._lose_channel()
-            return False
-        for received in batch:
-            self._handle(received)
-        if channel.eof:
-            self._lose_channel()
-        return bool(batch)
-
-    def _on_end(self, _events: int) -> None:
-        """The process has ended: first what it had sent, then its end."""
-        if self._state is WorkerState.DEAD:
-            return
-        popen, channel = self._popen, self._channel
-        assert popen is not None and channel is not None
-        self._tell_of_fork()
-        while not channel.closed and self._take_in(channel):
-            pass
-        self._lose_channel()
-        popen.poll()
-        watcher.current().remove(popen.sentinel)
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-        self._step(Step.DIE)
-        self._family.bury(self)
-
-    def _tell_of_fork(self) -> None:
-        if not self._fork_told:
-            self._fork_told = True
-            self._emit("fork")
-
-    def _lose_channel(self) -> None:
-        channel = self._channel
-        assert channel is not None
-        if not channel.closed:
-            watcher.current().remove(channel.fileno())
-            channel.close()
-            self._step(Step.DISCONNECT)
-            self._emit("disconnect")
-
-    def _handle(self, received: Received) -> None:
-        message = received.message
-        if received.error is not None:
-            report(f"a message of worker {self._id} (pid {self.pid})", received.error, self)
-        elif received.kind is Kind.USER:
-            self._emit("message", message, weight=received.size)
-        elif isinstance(message, messages.Online):
-            self._step(Step.COME_ONLINE)
-            self._emit("online")
-        elif isinstance(message, messages.Listening):
-            self._step(Step.LISTEN)
-            self._emit("listening", Address.of(message.family, message.sockname))
-        elif isinstance(message, messages.Leaving):
-            self._asked_to_leave = True
-            self._step(Step.DRAIN)
-        elif isinstance(message, messages.Request | messages.Release | messages.Gone):
-            family.upward.answer(self, message)
-        else:
-            logger.warning("unknown control message of worker %s: %r", self._id, message)
-
-    def reply(self, message: messages.Reply) -> None:
-        """Answer a request of this worker; one that is gone needs none."""
-        assert self._channel is not None
-        try:
-            self._channel.send(message, Kind.CONTROL, may_wait=False)
-        except ChannelClosedError:
-            pass
-
-    def _emit(self, event: str, *args: object, weight: int = 0) -> None:
-        self._family.emit(self, event, *args, weight=weight)
 
 
 def _checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
     if env is None:
         return {}
-    for name, value in env.items():
+    pairs: list[tuple[object, object]] = list(env.items())
+    for name, value in pairs:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"env maps names to strings, not {name!r} to {value!r}")
     return dict(env)

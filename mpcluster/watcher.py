@@ -192,7 +192,8 @@ class Watcher:
                 return
             with self._life:
                 if self._thread is not None:
-                    return  # somebody has started another in the meantime
+                    # Somebody has started another in the meantime.
+                    return  # type: ignore[unreachable]
                 self._thread = me
 
     def _has_work(self) -> bool:
@@ -236,7 +237,7 @@ class Watcher:
     def _call(self, call: Callable[..., object], *args: object) -> None:
         try:
             call(*args)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             report("in the watcher", error, call)
 
 

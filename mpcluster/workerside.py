@@ -24,16 +24,15 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from multiprocessing import util
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, Final
 
-from mpcluster import drain, messages, pickling, watcher
+from mpcluster import drain, interpreter, messages, pickling, watcher
 from mpcluster.channel import Channel
+from mpcluster.configuration import Settings
 from mpcluster.errors import ChannelClosedError
 from mpcluster.events import Callback, Emitter, KeptEvents, call, report
-from mpcluster.configuration import Settings
 from mpcluster.wire import Kind, Received, header
 
 __all__ = ["Worker", "current", "enter"]
@@ -372,7 +371,7 @@ class Worker:
     def _end_process(self, code: int) -> None:
         self.flush()
         try:
-            util._flush_std_streams()
+            interpreter.flush_std_streams()
         finally:
             os._exit(code)
 

@@ -1,0 +1,211 @@
+"""A worker's life as its parent takes it in.
+
+Messages on the channel, the end of the channel, the end of the process: all of it comes to
+the watcher's thread, which advances the state and tells the family. What the worker had
+sent is delivered before its death is told, for at the moment of death all of it lies in
+this side's end of the channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mpcluster import family, messages, watcher
+from mpcluster.address import Address
+from mpcluster.channel import Channel
+from mpcluster.configuration import Settings
+from mpcluster.errors import ChannelClosedError
+from mpcluster.events import report
+from mpcluster.family import Family
+from mpcluster.popen import Popen
+from mpcluster.states import Step, WorkerState, advance
+from mpcluster.wire import Kind, Received
+
+if TYPE_CHECKING:
+    from mpcluster.process import ClusterProcess
+
+__all__ = ["Life"]
+
+logger = logging.getLogger("mpcluster")
+
+
+class Life:
+    """One started worker, from its parent's side.
+
+    Args:
+        process: Whose life it is.
+        popen: The forked child.
+        settings: Those that it was forked with.
+        relatives: Who is told what happens.
+    """
+
+    def __init__(
+        self, process: ClusterProcess, popen: Popen, settings: Settings, relatives: Family
+    ) -> None:
+        self.state = advance(WorkerState.NEW, Step.START)
+        #: It was asked to leave, by its parent or by itself.
+        self.asked_to_leave = False
+        self.channel = Channel(
+            popen.connection,
+            label=f"worker {process.id} (pid {popen.pid})",
+            limit=settings.channel_limit,
+            send_timeout=settings.send_timeout,
+        )
+        self.channel.read_elsewhere = True
+        self.channel.on_backlog = self._want_write
+        self._process = process
+        self._popen = popen
+        self._settings = settings
+        self._family = relatives
+        self._fork_told = False
+        self._timers: list[watcher.Timer] = []
+        # Guards the read-and-replace of `state`, which the program's threads (DRAIN) and
+        # the watcher (all else) do. Nothing is called under it.
+        self._stepping = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._process.name}: {self.state.value}>"
+
+    # -- any thread ------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Watch it from now on. The last step of its start: `fork` is told next."""
+        the_watcher = watcher.current()
+        the_watcher.add(self.channel.fileno(), self._on_ready)
+        the_watcher.add(self._popen.sentinel, self._on_end)
+
+    def ask_to_leave(self, timeout: float | None) -> None:
+        """Once: let the worker know that it shall go; after ``timeout`` seconds, make it."""
+        with self._stepping:
+            if self.asked_to_leave:
+                return
+            self.asked_to_leave = True
+            self.state = advance(self.state, Step.DRAIN)
+        watcher.current().call_soon(
+            lambda: family.upward.leaving(self._process, self._tell_to_leave)
+        )
+        if timeout is not None:
+            self._after(timeout, self._terminate_then_kill)
+
+    def wait_until_told(self) -> None:
+        """Let the watcher finish with this dead worker, so that it holds it no longer."""
+        the_watcher = watcher.current()
+        if the_watcher.in_thread():
+            self._on_end(0)
+            return
+        for _ in range(100):
+            told = self.state is WorkerState.DEAD
+            passed = threading.Event()
+            the_watcher.call_soon(passed.set)
+            # A callback may be running there that waits for this very thread.
+            if not passed.wait(0.1 if told else 1.0) or told:
+                return
+
+    # -- asking it to leave ----------------------------------------------------------------
+
+    def _tell_to_leave(self) -> None:
+        try:
+            self.channel.send(messages.Disconnect(), Kind.CONTROL, may_wait=False)
+        except ChannelClosedError:
+            return  # it has closed its end; the end of the process follows
+        self._popen.send_signal(signal.SIGURG)  # a program that does not listen starts to
+
+    def _terminate_then_kill(self) -> None:
+        self._popen.send_signal(signal.SIGTERM)
+        self._after(self._settings.kill_timeout, lambda: self._popen.send_signal(signal.SIGKILL))
+
+    def _after(self, seconds: float, call: Callable[[], object]) -> None:
+        self._timers.append(watcher.current().call_later(seconds, call))
+
+    # -- the watcher's thread ------------------------------------------------------------------
+
+    def _step(self, step: Step) -> None:
+        with self._stepping:
+            self.state = advance(self.state, step)
+
+    def _want_write(self, channel: Channel) -> None:
+        watcher.current().modify(channel.fileno(), watcher.READABLE | watcher.WRITABLE)
+
+    def _on_ready(self, events: int) -> None:
+        self._tell_of_fork()
+        if events & watcher.WRITABLE and self.channel.flush():
+            watcher.current().modify(self.channel.fileno(), watcher.READABLE)
+        if events & watcher.READABLE:
+            self._take_in()
+
+    def _take_in(self) -> bool:
+        """Handle what is there on the channel; returns whether there was anything."""
+        try:
+            batch = self.channel.receive()
+        except Exception as error:  # noqa: BLE001
+            # Ours to mend, and no reason to stop watching this worker, or to spin.
+            report(f"the {self.channel} failed; it is closed", error, self._process)
+            self._lose_channel()
+            return False
+        for received in batch:
+            self._handle(received)
+        if self.channel.eof:
+            self._lose_channel()
+        return bool(batch)
+
+    def _on_end(self, _events: int) -> None:
+        """The process has ended: first what it had sent, then its end."""
+        if self.state is WorkerState.DEAD:
+            return
+        self._tell_of_fork()
+        while not self.channel.closed and self._take_in():
+            pass
+        self._lose_channel()
+        self._popen.poll()
+        watcher.current().remove(self._popen.sentinel)
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        self._step(Step.DIE)
+        self._family.bury(self._process)
+
+    def _tell_of_fork(self) -> None:
+        if not self._fork_told:
+            self._fork_told = True
+            self._emit("fork")
+
+    def _lose_channel(self) -> None:
+        if not self.channel.closed:
+            watcher.current().remove(self.channel.fileno())
+            self.channel.close()
+            self._step(Step.DISCONNECT)
+            self._emit("disconnect")
+
+    def _handle(self, received: Received) -> None:
+        message = received.message
+        if received.error is not None:
+            report(f"a message of {self.channel.label}", received.error, self._process)
+        elif received.kind is Kind.USER:
+            self._emit("message", message, weight=received.size)
+        elif isinstance(message, messages.Online):
+            self._step(Step.COME_ONLINE)
+            self._emit("online")
+        elif isinstance(message, messages.Listening):
+            self._step(Step.LISTEN)
+            self._emit("listening", Address.of(message.family, message.sockname))
+        elif isinstance(message, messages.Leaving):
+            self.asked_to_leave = True
+            self._step(Step.DRAIN)
+        elif isinstance(message, messages.Request | messages.Release | messages.Gone):
+            family.upward.answer(self._process, message)
+        else:
+            logger.warning("unknown control message of %s: %r", self.channel.label, message)
+
+    def reply(self, message: messages.Reply) -> None:
+        """Answer a request of this worker; one that is gone needs none."""
+        try:
+            self.channel.send(message, Kind.CONTROL, may_wait=False)
+        except ChannelClosedError:
+            pass
+
+    def _emit(self, event: str, *args: object, weight: int = 0) -> None:
+        self._family.emit(self._process, event, *args, weight=weight)

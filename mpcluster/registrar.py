@@ -1,0 +1,222 @@
+"""Where shared listeners are asked for: answered by the root master, passed on below it.
+
+The registry is the root master's alone and is touched in its watcher's thread alone. A
+worker asks its parent; one that has workers of its own passes their questions up and the
+answers down, and tells of their deaths.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from mpcluster import family, messages, watcher, workerside
+from mpcluster.registry import Registry
+from mpcluster.scheduling import queued
+
+if TYPE_CHECKING:
+    from mpcluster.process import ClusterProcess
+
+__all__ = ["ask", "close", "inherit", "tell"]
+
+T = TypeVar("T")
+
+#: Seconds between two looks at the queue of a worker that is to leave, and for how long.
+QUEUE_LOOK: Final = 0.01
+QUEUE_PATIENCE: Final = 1.0
+
+
+# -- any thread ------------------------------------------------------------------------------
+
+
+def ask(body: object) -> object:
+    """Ask the root master's registry, wherever this process stands."""
+    myself = workerside.current()
+    if myself is not None:
+        return myself.request(body)
+    return _in_watcher(lambda: _answer_master(body))
+
+
+def tell(message: object) -> None:
+    """Tell the registry, or, in a worker, the parent."""
+    myself = workerside.current()
+    if myself is not None:
+        myself.tell(message)
+    elif isinstance(message, messages.Release):
+        watcher.current().call_soon(lambda: _answer_master(message))
+
+
+def inherit() -> None:
+    """Take over the sockets that this program was started with, before the first worker."""
+    if workerside.current() is None and "LISTEN_FDS" in os.environ:
+        _in_watcher(_registry_here)
+
+
+def close() -> None:
+    """Close every listener and remove the unix paths: the master ends."""
+    global _registry
+    registry, _registry = _registry, None
+    if registry is not None:
+        registry.close()
+
+
+def _in_watcher(call: Callable[[], T]) -> T:
+    """Call in the watcher's thread and return what it returns, or raise what it raises."""
+    if watcher.current().in_thread():
+        return call()
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001  # the caller's to raise
+            future.set_exception(error)
+
+    watcher.current().call_soon(run)
+    return future.result()
+
+
+# -- the root master's registry, in the watcher's thread ---------------------------------------
+
+_registry: Registry | None = None
+
+
+def _registry_here() -> Registry:
+    global _registry
+    if _registry is None:
+        atexit.register(close)
+        _registry = Registry(
+            call_later=watcher.current().call_later,
+            grace=family.current().settings.listener_grace,
+        )
+        _registry.inherit()
+    return _registry
+
+
+def _answer_master(body: object) -> object:
+    registry = _registry_here()
+    if isinstance(body, messages.Bind):
+        return registry.hold(_with_policy(body))
+    return registry.handle((), body)
+
+
+def _with_policy(bind: messages.Bind) -> messages.Bind:
+    """What `setup` says, where the asker says nothing; `auto` leaves it to the environment."""
+    policy = family.current().settings.scheduling
+    if bind.scheduling is not None or policy == "auto":
+        return bind
+    return dataclasses.replace(bind, scheduling=policy)
+
+
+def _after_fork_in_child() -> None:
+    global _registry
+    _registry = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class _Upward(family.Upward):
+    """Workers' requests: answered by the root master, passed on by those in between."""
+
+    def answer(
+        self,
+        worker: ClusterProcess,
+        message: messages.Request | messages.Release | messages.Gone,
+    ) -> None:
+        assert worker.id is not None
+        myself = workerside.current()
+        if isinstance(message, messages.Request):
+            route = (worker.id, *message.route)
+            if myself is None:
+                worker.reply(_answer(route, message))
+            else:
+                _pass_on(myself, worker, route, message)
+        elif isinstance(message, messages.Release):
+            # Of a worker further down it comes as a request.
+            if myself is None:
+                _registry_here().handle((worker.id,), message)
+            else:
+                myself.request_then(message, (worker.id,), Future())
+        else:
+            self._left((worker.id, *message.route), crashed=message.crashed)
+
+    def leaving(self, worker: ClusterProcess, proceed: Callable[[], object]) -> None:
+        assert worker.id is not None
+        if _registry is None or workerside.current() is not None:
+            proceed()
+            return
+        its_own = _registry.drain((worker.id,))
+        deadline = time.monotonic() + QUEUE_PATIENCE
+
+        def look() -> None:
+            # It takes what has queued for it alone before it hears that it shall go.
+            waiting = any(sock.fileno() >= 0 and queued(sock) for sock in its_own)
+            if waiting and not worker.is_dead and time.monotonic() < deadline:
+                watcher.current().call_later(QUEUE_LOOK, look)
+            else:
+                proceed()
+
+        look()
+
+    def gone(self, worker: ClusterProcess) -> None:
+        assert worker.id is not None
+        crashed = worker.exitcode != 0 and not worker.exited_after_disconnect
+        self._left((worker.id,), crashed=crashed)
+
+    def _left(self, route: messages.Route, *, crashed: bool) -> None:
+        myself = workerside.current()
+        if myself is not None:
+            myself.tell(messages.Gone(route, crashed))
+        elif _registry is not None:
+            _registry.left(route, crashed=crashed)
+
+
+def _answer(route: messages.Route, request: messages.Request) -> messages.Reply:
+    body = request.body
+    try:
+        if isinstance(body, messages.Bind):
+            body = _with_policy(body)
+        return messages.Reply(request.number, _registry_here().handle(route, body))
+    except Exception as error:  # noqa: BLE001  # the asker's to raise
+        return messages.Reply(request.number, error=error)
+
+
+def _pass_on(
+    myself: workerside.Worker,
+    worker: ClusterProcess,
+    route: messages.Route,
+    request: messages.Request,
+) -> None:
+    """Ask on behalf of a worker below this one, and hand the answer down."""
+
+    def hand_down(answered: Future[object]) -> None:
+        error = answered.exception()
+        if error is not None:
+            worker.reply(messages.Reply(request.number, error=error))
+            return
+        value = answered.result()
+        worker.reply(messages.Reply(request.number, value))
+        _close_socket(value)
+
+    future: Future[object] = Future()
+    future.add_done_callback(hand_down)
+    try:
+        myself.request_then(request.body, route, future)
+    except Exception as error:  # noqa: BLE001  # the asker's to raise
+        future.set_exception(error)
+    _close_socket(request.body)
+
+
+def _close_socket(carrier: object) -> None:
+    """Close this process's copy of a socket that was only passed on."""
+    if isinstance(carrier, messages.Bind | messages.Bound) and carrier.socket is not None:
+        carrier.socket.close()
+
+
+family.upward = _Upward()
