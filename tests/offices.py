@@ -49,6 +49,11 @@ class Offices:
         self.workers.append(worker)
         return worker
 
+    def steer_away_from(self, worker: Worker) -> None:
+        """As the master does, before it asks a worker to leave."""
+        with self.lock:
+            self.registry.drain((worker.number,))
+
     def close(self) -> None:
         """End every worker and close every listener."""
         for worker in self.workers:
