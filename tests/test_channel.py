@@ -22,7 +22,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcluster import descriptors, memfd, wire
@@ -136,6 +136,7 @@ PLAIN = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(PLAIN, max_size=5))
 def test_plain_data_comes_back_in_order(messages: list[object]) -> None:
     """What is sent is what is received, one for one."""
@@ -149,6 +150,7 @@ def test_plain_data_comes_back_in_order(messages: list[object]) -> None:
         pair.there.close()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3 * memfd.THRESHOLD // 2), max_size=3),
     st.binary(max_size=100),
@@ -771,6 +773,7 @@ def test_a_sender_wakes_on_credit_that_another_thread_receives(pair: Pair) -> No
 # -- bytes that are no messages ------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=2000), st.booleans())
 def test_random_bytes_end_as_broken_or_as_nothing(data: bytes, framed: bool) -> None:
     """Never as an exception, never as a message for a user."""
@@ -930,8 +933,8 @@ def test_an_interrupted_receive_loses_nothing(pair: Pair, monkeypatch: pytest.Mo
         pair.here.send(number)
     load = pickling.load
 
-    def interrupted(data: Any, *args: Any) -> object:
-        message = load(data, *args)
+    def interrupted(data: Any, *args: Any, **options: Any) -> object:
+        message = load(data, *args, **options)
         if message == 1:
             raise KeyboardInterrupt
         return message

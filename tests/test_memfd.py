@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcluster import descriptors, memfd
@@ -35,6 +35,7 @@ def fd() -> Iterator[int]:
     descriptors.close(fd)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1 << 40), min_size=1))
 def test_parts_are_aligned_and_do_not_overlap(lengths: list[int]) -> None:
     """Each part begins at a multiple of 64, at or after the end of the one before."""

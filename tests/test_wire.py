@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcluster import wire
@@ -18,12 +18,14 @@ def parse(frame: bytes) -> tuple[Kind, int, wire.Shape | None]:
     return wire.parse(bytearray(frame), 0)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([Kind.USER, Kind.CONTROL]), st.integers(1, 1 << 40))
 def test_a_plain_frame_says_whom_it_is_for_and_how_long_it_is(kind: Kind, body: int) -> None:
     """The header of a message that is one pickle comes back as it was."""
     assert parse(wire.header(kind, body)) == (kind, body, None)
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, wire.MAX_DESCRIPTORS))
 def test_the_sizes_of_an_inline_frame_come_back(sizes: list[int], descriptors: int) -> None:
     """What the pickle measures is what the table leaves over."""
@@ -37,6 +39,7 @@ def test_the_sizes_of_an_inline_frame_come_back(sizes: list[int], descriptors: i
         assert shape.table == len(table)
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(1, wire.MAX_DESCRIPTORS))
 def test_the_sizes_of_a_memory_frame_come_back(sizes: list[int], descriptors: int) -> None:
     """A frame that points into a memfd holds all sizes itself."""
@@ -47,6 +50,7 @@ def test_the_sizes_of_a_memory_frame_come_back(sizes: list[int], descriptors: in
     assert wire.untable(shape, memoryview(frame)[HEADER.size :]) == sizes
 
 
+@settings(deadline=None)
 @given(st.integers(0, (1 << 64) - 1))
 def test_an_acknowledgement_comes_back(size: int) -> None:
     """It is a frame of its own, with its number in the body."""
@@ -55,6 +59,7 @@ def test_an_acknowledgement_comes_back(size: int) -> None:
     assert wire.amount(memoryview(frame)[HEADER.size :]) == size
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=HEADER.size, max_size=200).filter(lambda b: b[:4] != b"mpc\x01"))
 def test_random_bytes_are_no_frame(data: bytes) -> None:
     """Nothing without the magic number passes."""
@@ -87,6 +92,7 @@ def test_a_header_that_does_not_add_up_is_refused(
         parse(HEADER.pack(b"mpc\x01", kind, where, descriptors, buffers, body))
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=HEADER.size - 4, max_size=HEADER.size - 4))
 def test_any_header_is_either_sound_or_malformed(rest: bytes) -> None:
     """With the magic number and random fields nothing else than MalformedFrame is raised."""
