@@ -172,7 +172,11 @@ class Channel:
         if not (buffers or carried) and len(segments) == 1 and len(segments[0]) <= _JOIN:
             mark = self._write_small(wire.header(kind, len(segments[0])) + segments[0])
         if mark is None:
-            mark = self._enter(self._frame(pickled, kind, may_wait=may_wait), may_wait=may_wait)
+            frame = self._frame(pickled, kind, may_wait=may_wait)
+            # An order or an answer that did not get through would leave the other side
+            # waiting for ever. It is small, and those who send them must not wait.
+            urgent = kind is Kind.CONTROL and not may_wait
+            mark = self._enter(frame, may_wait=may_wait, urgent=urgent)
         if mark:
             self._follow(mark, handed_over=handed_over)
 
@@ -238,7 +242,7 @@ class Channel:
         head = wire.memory_frame(kind, sizes, 1 + len(carried))
         return Outgoing([head], len(head), carried, [fd], lent=memory)
 
-    def _enter(self, frame: Outgoing, *, may_wait: bool) -> int:
+    def _enter(self, frame: Outgoing, *, may_wait: bool, urgent: bool) -> int:
         """Write or queue a frame, when there is room for it; 0, or the mark to wait for."""
         try:
             while True:
@@ -246,7 +250,7 @@ class Channel:
                     self._check_open()
                     if not self._outbox:
                         return self._start(frame)
-                    if self._fits(frame.size):
+                    if urgent or self._fits(frame.size):
                         mark = self._outbox.put(frame)
                         if self._outbox.entered - self._tried >= _TRY_AGAIN:
                             self._write()

@@ -210,8 +210,8 @@ def _wait_for(workers: list[ClusterProcess], deadline: float) -> list[ClusterPro
     for sentinel in left:
         poll.register(sentinel, select.POLLIN)
     while left:
-        ready: list[Any] = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        if not ready:
+        ready: list[Any] = poll.poll(min(max(0.0, deadline - time.monotonic()), 3600) * 1000)
+        if not ready and time.monotonic() >= deadline:
             break
         for sentinel, _ in ready:
             poll.unregister(sentinel)

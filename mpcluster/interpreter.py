@@ -7,12 +7,20 @@ and is there in the interpreter's own test suite. A version that moves one fails
 from __future__ import annotations
 
 import atexit
+import importlib
 import sys
 import threading
 from multiprocessing import util
 from types import FrameType
+from typing import Any
 
-__all__ = ["flush_std_streams", "main_frame", "renew_exit_functions", "run_exit_functions"]
+__all__ = [
+    "flush_std_streams",
+    "forget_imports_of_other_threads",
+    "main_frame",
+    "renew_exit_functions",
+    "run_exit_functions",
+]
 
 
 def flush_std_streams() -> None:
@@ -29,6 +37,24 @@ def renew_exit_functions() -> None:
 def run_exit_functions() -> None:
     """Run what is registered with ``atexit``, which ``os._exit`` would pass over."""
     atexit._run_exitfuncs()
+
+
+def forget_imports_of_other_threads() -> None:
+    """In a child: what other threads of the parent were importing, import anew.
+
+    The lock of a module that is being imported belongs to a thread, and a fork leaves that
+    thread behind: whoever imports the module in the child would wait for it for ever.
+    """
+    bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]
+    mine = threading.get_ident()
+    for name, reference in list(bootstrap._module_locks.items()):
+        lock = reference()
+        if lock is None or lock.owner == mine:
+            continue
+        bootstrap._module_locks.pop(name, None)
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        if lock.owner is not None and getattr(spec, "_initializing", False):
+            del sys.modules[name]  # half of it is there
 
 
 def main_frame() -> FrameType | None:

@@ -46,14 +46,13 @@ def wear() -> None:
     """In a new worker: be killed when the root master ends. Exits if it has already."""
     assert _read_end is not None
     try:
-        with descriptors.opening():
-            # Never closed: the registration goes with the description.
-            own_end = os.open(f"/proc/self/fd/{_read_end}", os.O_RDONLY | os.O_NONBLOCK)
-            descriptors.own(own_end)
+        # Never closed: the registration goes with the description. The child has one thread
+        # as yet, so nobody forks in between.
+        own_end = os.open(f"/proc/self/fd/{_read_end}", os.O_RDONLY | os.O_NONBLOCK)
+        descriptors.own(own_end)
         fcntl.fcntl(own_end, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(own_end, fcntl.F_SETSIG, signal.SIGKILL)
-        flags = fcntl.fcntl(own_end, fcntl.F_GETFL)
-        fcntl.fcntl(own_end, fcntl.F_SETFL, flags | os.O_ASYNC)
+        fcntl.fcntl(own_end, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     except OSError as error:
         logger.warning("this worker may outlive its master: /proc is needed (%s)", error)
         return

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mpcluster import family, messages, watcher
 from mpcluster.address import Address
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["Life"]
 
 logger = logging.getLogger("mpcluster")
+
+#: Seconds that `close()` waits for the watcher when that is in a callback.
+CLOSE_PATIENCE: Final = 1.0
 
 
 class Life:
@@ -63,9 +67,13 @@ class Life:
         self._family = relatives
         self._fork_told = False
         self._timers: list[watcher.Timer] = []
+        # What has come and is not yet told. A callback may close this worker's process,
+        # which tells the rest and the end within: order holds for it too.
+        self._arrived: deque[Received] = deque()
         # Guards the read-and-replace of `state`, which the program's threads (DRAIN) and
-        # the watcher (all else) do. Nothing is called under it.
-        self._stepping = threading.Lock()
+        # the watcher (all else) do. Nothing is called under it. Re-entrant for the sake of
+        # signal handlers, which may well call `disconnect()`.
+        self._stepping = threading.RLock()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._process.name}: {self.state.value}>"
@@ -75,8 +83,9 @@ class Life:
     def begin(self) -> None:
         """Watch it from now on. The last step of its start: `fork` is told next."""
         the_watcher = watcher.current()
-        the_watcher.add(self.channel.fileno(), self._on_ready)
+        self._popen.watch()
         the_watcher.add(self._popen.sentinel, self._on_end)
+        the_watcher.add(self.channel.fileno(), self._on_ready)
 
     def ask_to_leave(self, timeout: float | None) -> None:
         """Once: let the worker know that it shall go; after ``timeout`` seconds, make it."""
@@ -97,12 +106,12 @@ class Life:
         if the_watcher.in_thread():
             self._on_end(0)
             return
-        for _ in range(100):
+        for _ in range(3):  # the round under way may have looked before the end
             told = self.state is WorkerState.DEAD
             passed = threading.Event()
             the_watcher.call_soon(passed.set)
             # A callback may be running there that waits for this very thread.
-            if not passed.wait(0.1 if told else 1.0) or told:
+            if not passed.wait(CLOSE_PATIENCE) or told:
                 return
 
     # -- asking it to leave ----------------------------------------------------------------
@@ -132,8 +141,11 @@ class Life:
 
     def _on_ready(self, events: int) -> None:
         self._tell_of_fork()
-        if events & watcher.WRITABLE and self.channel.flush():
+        if events & watcher.WRITABLE:
+            # In this order: a sender that finds no room in between asks for it anew.
             watcher.current().modify(self.channel.fileno(), watcher.READABLE)
+            if not self.channel.flush():
+                self._want_write(self.channel)
         if events & watcher.READABLE:
             self._take_in()
 
@@ -146,8 +158,9 @@ class Life:
             report(f"the {self.channel} failed; it is closed", error, self._process)
             self._lose_channel()
             return False
-        for received in batch:
-            self._handle(received)
+        self._arrived += batch
+        while self._arrived:
+            self._handle(self._arrived.popleft())
         if self.channel.eof:
             self._lose_channel()
         return bool(batch)
@@ -162,6 +175,7 @@ class Life:
         self._lose_channel()
         self._popen.poll()
         watcher.current().remove(self._popen.sentinel)
+        self._popen.release()
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
@@ -186,7 +200,15 @@ class Life:
             report(f"a message of {self.channel.label}", received.error, self._process)
         elif received.kind is Kind.USER:
             self._emit("message", message, weight=received.size)
-        elif isinstance(message, messages.Online):
+        else:
+            try:
+                self._follow(message)
+            except Exception as error:  # noqa: BLE001
+                report(f"control message {message!r} of {self.channel.label}", error, self._process)
+
+    def _follow(self, message: object) -> None:
+        """Do what a control message says."""
+        if isinstance(message, messages.Online):
             self._step(Step.COME_ONLINE)
             self._emit("online")
         elif isinstance(message, messages.Listening):

@@ -18,7 +18,8 @@ import struct
 import sys
 import threading
 import traceback
-from multiprocessing import popen_fork, util
+import weakref
+from multiprocessing import popen_fork
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Final, Protocol
 
@@ -29,6 +30,10 @@ __all__ = ["UNKNOWN_EXITCODE", "Popen"]
 #: The exit code of a child whose status somebody else has taken, on kernels that do not
 #: keep it (before 6.15); the same number as asyncio's child watchers give.
 UNKNOWN_EXITCODE: Final = 255
+
+
+#: Milliseconds of one wait, some weeks: poll(2) takes no more.
+_LONGEST: Final = 2**31 - 1
 
 
 class Child(Protocol):
@@ -86,7 +91,10 @@ class Popen(popen_fork.Popen):
             os.waitpid(pid, 0)
             descriptors.close(ours)
             raise
-        self.finalizer = util.Finalize(self, descriptors.close, (self.sentinel,))
+        # Not `util.Finalize`: that is kept, and run, at the end of every process.
+        self.finalizer = weakref.finalize(self, _close_sentinel, os.getpid(), self.sentinel)
+        self.finalizer.atexit = False
+        self._watched = self._close_wanted = False  # guarded by `_reaping`, too
 
     @staticmethod
     def _run_child(process_obj: Child, channel: Connection[Any, Any], sentinel: int) -> None:
@@ -94,6 +102,7 @@ class Popen(popen_fork.Popen):
         try:
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
                 interpreter.renew_exit_functions()
+            interpreter.forget_imports_of_other_threads()
             process_obj._inherit(channel)  # noqa: SLF001
             code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
         except BaseException:  # noqa: BLE001
@@ -136,10 +145,32 @@ class Popen(popen_fork.Popen):
             return None
         return self.poll()
 
+    def watch(self) -> None:
+        """From now on the watcher waits for the sentinel, so it is not closed."""
+        with self._reaping:
+            self._watched = True
+
+    def release(self) -> None:
+        """The watcher is done with it; do what :meth:`close` has left."""
+        with self._reaping:
+            self._watched = False
+            wanted = self._close_wanted
+        if wanted:
+            self.close()
+
+    def close(self) -> None:
+        """Close the sentinel, at once or as soon as nobody watches it any more."""
+        with self._reaping:
+            self._close_wanted = True
+            if self._watched:
+                return
+        super().close()
+
     def _ended(self, timeout: float | None) -> bool:
         poll = select.poll()
         poll.register(self.sentinel, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+        milliseconds = None if timeout is None else min(max(0.0, timeout) * 1000, _LONGEST)
+        return bool(poll.poll(milliseconds))
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the child, and surely to no other; nothing if it has ended."""
@@ -153,6 +184,11 @@ class Popen(popen_fork.Popen):
                 pass  # it has ended in the meantime
 
     _send_signal = send_signal  # as the base class calls it
+
+
+def _close_sentinel(owner: int, sentinel: int) -> None:
+    if os.getpid() == owner:  # in a child it is closed long since
+        descriptors.close(sentinel)
 
 
 def _open_sentinel(pid: int) -> int:

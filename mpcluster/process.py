@@ -161,7 +161,8 @@ class ClusterProcess(context.ForkProcess):
         self.run = functools.partial(myself.run_program, self.run)  # type: ignore[method-assign]
         myself.say_online()
         os.environ[WORKER_ID_VARIABLE] = str(self._id)
-        os.environ.update(self._env)
+        if self._env:
+            os.environ.update(self._env)
         if self._cwd is not None:
             os.chdir(self._cwd)
         if self._share_ports:

@@ -38,6 +38,9 @@ __all__ = ["LINGER", "THREAD_NAME", "Timer", "Watcher", "current"]
 #: that starts and joins one process after another does not start a thread for each.
 LINGER: Final = 1.0
 
+#: Seconds of one wait: an epoll takes no infinite number, nor a year.
+LONGEST: Final = 3600.0
+
 THREAD_NAME: Final = "mpcluster-watcher"
 
 READABLE: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
@@ -136,6 +139,8 @@ class Watcher:
         """
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+            if not self.in_thread():
+                os.eventfd_write(self._wake_fd, 1)  # perhaps there is nothing left to wait for
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Call ``call()`` in the thread, after what is under way there."""
@@ -205,7 +210,7 @@ class Watcher:
         while self._timers and self._timers[0][2].is_cancelled:
             heapq.heappop(self._timers)  # nobody stays awake for it
         if self._timers:
-            return max(0.0, self._timers[0][0] - time.monotonic())
+            return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST)
         return None if self._callbacks else LINGER
 
     def _wait_and_call(self, timeout: float | None) -> bool:

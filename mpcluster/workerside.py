@@ -13,7 +13,6 @@ loses anything if one comes too many.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import os
@@ -72,6 +71,12 @@ class Worker:
         # Guards the one start of reading. Taken by whoever subscribes or asks first.
         self._starting = threading.RLock()
         self._attending = False
+        self._made: Channel | None = None
+        self._making = False  # guarded by `_starting`, and asked by the signal handler
+        self._called = False  # the handler came while the channel was being made
+        # Held by the one thread that reads: the watcher, or a sender that waits and reads
+        # meanwhile because nobody else does, or did when it began to wait. Never waited for.
+        self._reading = threading.Lock()
         self._inbox: deque[Received] = deque()
         self._handling = False
         self._numbers = itertools.count(1)
@@ -146,19 +151,31 @@ class Worker:
         self._tell(messages.Leaving())
         self._end_process(0)
 
-    @functools.cached_property
+    @property
     def _channel(self) -> Channel:
         # Made when it is first needed: a child that neither sends nor listens, as most
         # plain processes, is started in less time without.
-        channel = Channel(
-            self._connection,
-            label="the master",
-            limit=self._settings.channel_limit,
-            send_timeout=self._settings.send_timeout,
-        )
-        channel.on_backlog = self._want_write
-        channel.on_readable = lambda _channel: self._take_in()
-        return channel
+        if self._made is None:
+            self._make_channel()
+        assert self._made is not None
+        return self._made
+
+    def _make_channel(self) -> None:
+        with self._starting:
+            if self._made is None:
+                self._making = True
+                channel = Channel(
+                    self._connection,
+                    label="the master",
+                    limit=self._settings.channel_limit,
+                    send_timeout=self._settings.send_timeout,
+                )
+                channel.on_backlog = self._want_write
+                channel.on_readable = self._on_readable
+                self._made = channel
+                self._making = False
+        if self._called:
+            self.attend()
 
     # -- for the layers above ----------------------------------------------------------------
 
@@ -170,6 +187,8 @@ class Worker:
             self._attending = True
             self._channel.read_elsewhere = True
             watcher.current().add(self._channel.fileno(), self._on_ready)
+        if self._inbox:
+            watcher.current().call_soon(self._handle_inbox)  # a sender has read it
 
     def tell(self, message: object) -> None:
         """Send a control message; a master that is gone is no error here."""
@@ -202,9 +221,12 @@ class Worker:
     def say_online(self) -> None:
         """Tell the parent that this process runs; the first thing on the channel."""
         try:
-            os.write(self._connection.fileno(), _ONLINE)
+            fd = self._connection.fileno()
+            os.write(fd, _ONLINE)
             # The signal that goes with it came, maybe, before there was a handler.
-            spoken_to = self._connection.poll()
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            spoken_to = poll.poll(0)
         except OSError:
             return  # the parent is gone already
         if spoken_to:
@@ -224,7 +246,7 @@ class Worker:
 
     def flush(self) -> None:
         """Hand what is queued to the kernel, before the process ends."""
-        if "_channel" in self.__dict__ and not self._channel.closed and self._channel.wants_write:
+        if self._made is not None and not self._channel.closed and self._channel.wants_write:
             poll = select.poll()
             poll.register(self._channel.fileno(), select.POLLOUT)
             while not self._channel.flush() and poll.poll(1000):
@@ -251,26 +273,44 @@ class Worker:
         except ChannelClosedError:
             pass
 
-    def _want_write(self, _channel: Channel) -> None:
-        watcher.current().modify(self._channel.fileno(), watcher.READABLE | watcher.WRITABLE)
+    def _want_write(self, channel: Channel) -> None:
+        self.attend()
+        watcher.current().modify(channel.fileno(), watcher.READABLE | watcher.WRITABLE)
 
     # -- reading, in the watcher's thread ------------------------------------------------------
 
     def _on_ready(self, events: int) -> None:
-        if events & watcher.WRITABLE and self._channel.flush():
+        if events & watcher.WRITABLE:
+            # In this order: a sender that finds no room in between asks for it anew.
             watcher.current().modify(self._channel.fileno(), watcher.READABLE)
+            if not self._channel.flush():
+                self._want_write(self._channel)
         if events & watcher.READABLE:
             self._take_in()
             self._handle_inbox()
 
+    def _on_readable(self, _channel: Channel) -> None:
+        """A sender waits, and something has come. In the sender's thread."""
+        self._take_in()
+        if self._attending:  # since it began to wait
+            watcher.current().call_soon(self._handle_inbox)
+
     def _take_in(self) -> None:
-        """Read what is there. Replies go to who waits; the rest waits for its turn."""
+        """Read what is there, unless another thread does so right now."""
+        if self._reading.acquire(blocking=False):
+            try:
+                self._read()
+            finally:
+                self._reading.release()
+
+    def _read(self) -> None:
+        """Replies go to who waits for them; the rest waits for its turn."""
         for received in self._channel.receive():
             if isinstance(received.message, messages.Reply) and received.kind is Kind.CONTROL:
                 self._resolve(received.message)
             else:
                 self._inbox.append(received)
-        if self._channel.eof:
+        if self._channel.eof and not self._channel.closed:
             watcher.current().remove(self._channel.fileno())
             self._channel.close()
             for number in list(self._replies):
@@ -378,7 +418,9 @@ class Worker:
     def on_urgent(self, _signum: int, _frame: FrameType | None) -> None:
         """SIGURG, in the main thread: listen to the parent, or end."""
         if not self._exit_wanted:
-            self.attend()
+            self._called = True
+            if not self._making:  # else this very thread makes it, or another, which looks
+                self.attend()
         elif self._in_program:
             self._exit_wanted = False
             sys.exit(0)
