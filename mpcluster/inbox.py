@@ -190,7 +190,8 @@ class Inbox:
         carried: list[int] | None = None,
     ) -> None:
         try:
-            message = pickling.load(pickle, buffers, carried)
+            # A listener on its way to the registry, or from it, is nothing for a fork.
+            message = pickling.load(pickle, buffers, carried, own=kind is Kind.CONTROL)
         except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's __setstate__
             self._failed(kind, size, error)
         else:

@@ -71,6 +71,8 @@ def load(
     data: bytes | bytearray | memoryview,
     buffers: Sequence[memoryview] = (),
     carried: list[int] | None = None,
+    *,
+    own: bool = False,
 ) -> object:
     """Unpickle a message.
 
@@ -79,13 +81,15 @@ def load(
         buffers: Those that travelled beside it; the message keeps views of them.
         carried: Owned descriptors that travelled with it. Each that becomes a socket or a
             Connection is disowned and replaced by -1; the others stay the caller's.
+        own: Sockets that arrive stay owned, as those objects: a fork at any later moment
+            does not copy them.
 
     Raises:
         Exception: Whatever unpickling raises.
     """
     if not carried:
         return pickle.loads(data, buffers=buffers)
-    return _Unpickler(data, buffers, carried).load()
+    return _Unpickler(data, buffers, carried, own=own).load()
 
 
 class _Reductions(dict[type, Callable[[Any], Any]]):
@@ -207,9 +211,12 @@ class _Unpickler(pickle.Unpickler):
         data: bytes | bytearray | memoryview,
         buffers: Sequence[memoryview],
         carried: list[int],
+        *,
+        own: bool,
     ) -> None:
         super().__init__(io.BytesIO(data), buffers=buffers)
         self._carried = carried
+        self._own = own
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if module_name == __name__ and global_name == _arrived.__name__:
@@ -229,5 +236,8 @@ class _Unpickler(pickle.Unpickler):
         else:
             arrived = kind(fd, *state)
         self._carried[number] = -1
-        descriptors.disown(fd)
+        if self._own:
+            descriptors.own(arrived)
+        else:
+            descriptors.disown(fd)
         return arrived
