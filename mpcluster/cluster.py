@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from mpcluster import (
     configuration,
@@ -39,6 +39,8 @@ __all__ = [
     "send",
     "setup",
 ]
+
+C = TypeVar("C", bound=Callback)
 
 
 # -- forking -------------------------------------------------------------------------------
@@ -105,7 +107,11 @@ def fork(
 # -- events --------------------------------------------------------------------------------
 
 
-def on(event: str, callback: Callback | None = None) -> Any:
+@overload
+def on(event: str) -> Callable[[C], C]: ...
+@overload
+def on(event: str, callback: C) -> C: ...
+def on(event: str, callback: Callback | None = None) -> object:
     """Subscribe to an event of every worker; without a callback, a decorator.
 
     In the master the callback gets the worker first: ``message(worker, message)``; the
@@ -119,7 +125,11 @@ def on(event: str, callback: Callback | None = None) -> Any:
     return _subscribe(event, callback, once=False)
 
 
-def once(event: str, callback: Callback | None = None) -> Any:
+@overload
+def once(event: str) -> Callable[[C], C]: ...
+@overload
+def once(event: str, callback: C) -> C: ...
+def once(event: str, callback: Callback | None = None) -> object:
     """As :func:`on`, for the next time only."""
     return _subscribe(event, callback, once=True)
 
@@ -133,7 +143,7 @@ def off(event: str, callback: Callback | None = None) -> None:
         family.current().emitter.discard(event, callback)
 
 
-def _subscribe(event: str, callback: Callback | None, *, once: bool) -> Any:
+def _subscribe(event: str, callback: Callback | None, *, once: bool) -> object:
     if callback is None:
         return lambda function: _subscribe(event, function, once=once)
     myself = workerside.current()

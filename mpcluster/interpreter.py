@@ -45,7 +45,7 @@ def forget_imports_of_other_threads() -> None:
     The lock of a module that is being imported belongs to a thread, and a fork leaves that
     thread behind: whoever imports the module in the child would wait for it for ever.
     """
-    bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]
+    bootstrap: Any = importlib._bootstrap
     mine = threading.get_ident()
     for name, reference in list(bootstrap._module_locks.items()):
         lock = reference()

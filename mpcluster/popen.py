@@ -55,6 +55,7 @@ class Popen(popen_fork.Popen):
     method = "fork"
     sentinel: int
     connection: Connection[Any, Any]
+    finalizer: Any  # a weakref.finalize, which is called as the base class's Finalize is
 
     def _launch(self, process_obj: Child) -> None:
         self._owner = os.getpid()

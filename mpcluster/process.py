@@ -13,7 +13,7 @@ import signal as _signal
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import context
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from mpcluster import drain, family, leash, messages, sharing, watcher, workerside
 from mpcluster.errors import NotMasterError
@@ -24,6 +24,8 @@ from mpcluster.states import WorkerState
 from mpcluster.wire import Kind
 
 __all__ = ["WORKER_ID_VARIABLE", "ClusterProcess"]
+
+C = TypeVar("C", bound=Callback)
 
 #: Set in a worker's environment, for logs. Which process is a worker is never read from it.
 WORKER_ID_VARIABLE: Final = "MPCLUSTER_WORKER_ID"
@@ -196,7 +198,11 @@ class ClusterProcess(context.ForkProcess):
         life = self._own_life("send to")
         life.channel.send(message, Kind.USER, may_wait=not watcher.current().in_thread())
 
-    def on(self, event: str, callback: Callback | None = None) -> Any:
+    @overload
+    def on(self, event: str) -> Callable[[C], C]: ...
+    @overload
+    def on(self, event: str, callback: C) -> C: ...
+    def on(self, event: str, callback: Callback | None = None) -> object:
         """Call ``callback`` on each ``event`` of this worker; without it, a decorator.
 
         ==============  =======================  ==========================================
@@ -217,7 +223,11 @@ class ClusterProcess(context.ForkProcess):
             return lambda function: self.emitter.add(event, function)
         return self.emitter.add(event, callback)
 
-    def once(self, event: str, callback: Callback | None = None) -> Any:
+    @overload
+    def once(self, event: str) -> Callable[[C], C]: ...
+    @overload
+    def once(self, event: str, callback: C) -> C: ...
+    def once(self, event: str, callback: Callback | None = None) -> object:
         """As :meth:`on`, for the next time only."""
         if callback is None:
             return lambda function: self.emitter.add(event, function, once=True)

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar, overload
 
 from mpcluster import drain, interpreter, messages, pickling, watcher
 from mpcluster.channel import Channel
@@ -37,6 +37,8 @@ from mpcluster.wire import Kind, Received, header
 __all__ = ["Worker", "current", "enter"]
 
 logger = logging.getLogger("mpcluster")
+
+C = TypeVar("C", bound=Callback)
 
 EVENTS: Final = ("message", "disconnect")
 
@@ -116,7 +118,11 @@ class Worker:
         """
         self._send(message, Kind.USER)
 
-    def on(self, event: str, callback: Callback | None = None) -> Any:
+    @overload
+    def on(self, event: str) -> Callable[[C], C]: ...
+    @overload
+    def on(self, event: str, callback: C) -> C: ...
+    def on(self, event: str, callback: Callback | None = None) -> object:
         """Call ``callback(message)`` on ``message``, ``callback()`` on ``disconnect``.
 
         ``disconnect`` comes when the parent asks this worker to leave; whoever subscribes
@@ -126,7 +132,11 @@ class Worker:
             return lambda function: self._emitter.add(event, function)
         return self._emitter.add(event, callback)
 
-    def once(self, event: str, callback: Callback | None = None) -> Any:
+    @overload
+    def once(self, event: str) -> Callable[[C], C]: ...
+    @overload
+    def once(self, event: str, callback: C) -> C: ...
+    def once(self, event: str, callback: Callback | None = None) -> object:
         """As :meth:`on`, for the next time only."""
         if callback is None:
             return lambda function: self._emitter.add(event, function, once=True)
