@@ -120,7 +120,11 @@ async def exchange(
         body = await reader.readexactly(int(fields[b"content-length"]))
     else:
         body = await reader.read()
-    goes_on = b"content-length" in fields and fields.get(b"connection", b"").strip() != b"close"
+    goes_on = (
+        lines[0].startswith(b"http/1.1")
+        and b"content-length" in fields
+        and fields.get(b"connection", b"").strip() != b"close"
+    )
     return int(body), keep and goes_on
 
 

@@ -32,7 +32,16 @@ SERVERS = {
 }
 
 #: Those whose responses say ``Connection: close`` once the drain began.
-POLITE = ["http_server", "uvicorn_asyncio", "uvicorn_uvloop", "aiohttp_app", "hypercorn_app"]
+POLITE = [
+    "http_server",
+    "uvicorn_asyncio",
+    "uvicorn_uvloop",
+    "aiohttp_app",
+    "hypercorn_app",
+    "tornado_app",
+    "waitress_app",
+    "gevent_wsgi",
+]
 
 
 def need(script: str) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from mpcluster.sharing import connections, parking
 from mpcluster.sharing.connections import Connection
 
-from . import aiohttp, asyncio_servers, hypercorn, signals, socketservers, state, uvicorn
+from . import aiohttp, asyncio_servers, closing, hypercorn, signals, socketservers, state, uvicorn
 from .adapter import Adapter
 
 __all__ = ["begin", "ended_cleanly", "install"]
@@ -76,6 +76,7 @@ def install() -> None:
     uvicorn.install(_uvicorn)
     aiohttp.install(_aiohttp)
     hypercorn.install(_hypercorn)
+    closing.install()
 
 
 def begin(*, user_callback: Callable[[], None] | None, finished: Callable[[], None]) -> None:

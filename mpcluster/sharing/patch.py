@@ -96,3 +96,9 @@ def _patch_gevent(module: ModuleType) -> None:
             copies.settle(copy.listener)
 
     wrapped.close = close
+    # It takes up to 100 connections a wake-up, as greedy as asyncio (see eventloops).
+    when_imported("gevent.baseserver", _accept_singly)
+
+
+def _accept_singly(module: ModuleType) -> None:
+    module.BaseServer.max_accept = 1
