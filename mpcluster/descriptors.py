@@ -69,16 +69,13 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-@contextlib.contextmanager
-def opening() -> Iterator[None]:
+def opening() -> contextlib.AbstractContextManager[bool]:
     """Keep other threads from forking while descriptors are opened and listed.
 
     A fork made by this very thread inside the block goes ahead, and its child inherits
     what is not yet owned. May be nested. Do nothing slow inside.
     """
-    lock = _lock
-    with lock:
-        yield
+    return _lock  # `with` releases the very object that it took, in a forked child too
 
 
 def own(descriptor: Descriptor) -> None:

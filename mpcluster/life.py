@@ -82,10 +82,20 @@ class Life:
 
     def begin(self) -> None:
         """Watch it from now on. The last step of its start: `fork` is told next."""
-        the_watcher = watcher.current()
         self._popen.watch()
+        # In the watcher's thread, so that neither can lead to the end of this life before
+        # the other is there.
+        watcher.current().call_soon(self._begin_watching)
+
+    def _begin_watching(self) -> None:
+        if self.state is WorkerState.DEAD:
+            return  # the callback that started it has joined and closed it, too
+        the_watcher = watcher.current()
         the_watcher.add(self._popen.sentinel, self._on_end)
-        the_watcher.add(self.channel.fileno(), self._on_ready)
+        # Something may have been queued before anybody would have written it.
+        events = watcher.READABLE | watcher.WRITABLE
+        the_watcher.add(self.channel.fileno(), self._on_ready, events)
+        self._tell_of_fork()
 
     def ask_to_leave(self, timeout: float | None) -> None:
         """Once: let the worker know that it shall go; after ``timeout`` seconds, make it."""

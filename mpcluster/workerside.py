@@ -192,11 +192,12 @@ class Worker:
     def attend(self) -> None:
         """From now on let the watcher read the channel. Any thread; idempotent."""
         with self._starting:
-            if self._attending or self._channel.closed:
+            channel = self._channel  # made in here, maybe, and attended to by a signal
+            if self._attending or channel.closed:
                 return
             self._attending = True
-            self._channel.read_elsewhere = True
-            watcher.current().add(self._channel.fileno(), self._on_ready)
+            channel.read_elsewhere = True
+            watcher.current().add(channel.fileno(), self._on_ready)
         if self._inbox:
             watcher.current().call_soon(self._handle_inbox)  # a sender has read it
 
