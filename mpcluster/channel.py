@@ -30,7 +30,7 @@ from mpcluster.errors import ChannelClosedError, ChannelFullError, Serialization
 from mpcluster.inbox import Inbox
 from mpcluster.outbox import NO_ROOM, NO_SIGNAL, Outbox, Outgoing
 from mpcluster.pickling import Pickled, Segment
-from mpcluster.wire import MAX_DESCRIPTORS, Kind, Received
+from mpcluster.wire import MAX_DESCRIPTORS, Kind, Received, plain_header
 
 __all__ = ["Channel", "Kind", "Received"]
 
@@ -79,6 +79,7 @@ class Channel:
             descriptors.own(self._socket)
             descriptors.close(connection)
         self._socket.setblocking(False)  # noqa: FBT003
+        self._send_now = self._socket.send
         self.limit = limit
         self.send_timeout = send_timeout
         #: Called by a sender, without a lock, when something waits that did not before.
@@ -169,8 +170,8 @@ class Channel:
         pickled = pickling.dump(message)
         segments, buffers, carried = pickled
         mark = None
-        if not (buffers or carried) and len(segments) == 1 and len(segments[0]) <= _JOIN:
-            mark = self._write_small(wire.header(kind, len(segments[0])) + segments[0])
+        if len(segments) == 1 and len(segments[0]) <= _JOIN and not (buffers or carried):
+            mark = self._write_small(plain_header(kind, len(segments[0])) + segments[0])
         if mark is None:
             frame = self._frame(pickled, kind, may_wait=may_wait)
             # An order or an answer that did not get through would leave the other side
@@ -193,11 +194,12 @@ class Channel:
             0: it is through. A mark: the rest is queued. None: it has to queue.
         """
         with self._lock:
-            self._check_open()
-            if self._outbox:
+            if self._closed or self._cut_off or self._inbox.over:
+                self._check_open()
+            if self._outbox.size:
                 return None
             try:
-                sent = self._socket.send(data, NO_SIGNAL)
+                sent = self._send_now(data, NO_SIGNAL)
             except BlockingIOError:
                 return None
             except OSError as error:

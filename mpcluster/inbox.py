@@ -12,6 +12,7 @@ import array
 import contextlib
 import errno
 import logging
+import pickle
 import socket
 from collections import deque
 from typing import Final
@@ -51,6 +52,8 @@ class Inbox:
         self.eof = False
         #: Something came that is no frame; nothing more is read.
         self.broken = False
+        #: Either of them.
+        self.over = False
         #: Bytes of memfd memory taken over, for the sender to know; reset by the channel.
         self.taken_over = 0
         #: Bytes that the other side says to have taken over; reset by the channel.
@@ -76,8 +79,8 @@ class Inbox:
                 cut += self._cut()
         except MalformedFrame as error:
             _log.warning("%s sends what is no message; nothing more is read: %s", self.label, error)
-            self.broken = True
-        if self.eof or self.broken:
+            self.broken = self.over = True
+        if self.over:
             self.close()
         whole, self._whole = self._whole, []
         return whole
@@ -91,7 +94,7 @@ class Inbox:
 
     def _read(self) -> bool:
         """Read once; is there more to read?"""
-        if self.eof or self.broken:
+        if self.over:
             return False
         self._make_room()
         room = memoryview(self._buffer)[self._end :]
@@ -106,7 +109,7 @@ class Inbox:
         except OSError:  # ECONNRESET: it ended with something of ours unread
             count = 0
         if not count:
-            self.eof = True
+            self.eof = self.over = True
             return False
         self._end += count
         # The kernel gives less than there is room for only where it has no more, or where
@@ -137,6 +140,7 @@ class Inbox:
     def _cut(self) -> int:
         """Cut all whole frames out of the buffer; their size in bytes."""
         cut = 0
+        buffer = memoryview(self._buffer)
         while self._end - self._begin >= HEADER.size:
             kind, length, shape = wire.parse(self._buffer, self._begin)
             begin = self._begin + HEADER.size
@@ -145,14 +149,19 @@ class Inbox:
                 self._needed = end - self._begin
                 return cut
             self._begin = end
-            body = memoryview(self._buffer)[begin:end]
+            body = buffer[begin:end]
             if shape is not None:
                 cut += self._deliver_parts(kind, shape, body)
             elif kind is Kind.ACK:
                 self.acknowledged += wire.amount(body)
             else:
                 cut += length
-                self._unpickle(kind, length, body)
+                try:
+                    message = pickle.loads(body)
+                except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's __setstate__
+                    self._failed(kind, length, error)
+                else:
+                    self._whole.append(Received(kind, message, length))
         self._needed = HEADER.size
         if self._lots and self._begin == self._end:
             raise MalformedFrame("descriptors came that belong to no frame")
@@ -169,14 +178,14 @@ class Inbox:
                 if len(carried) < shape.descriptors:
                     raise OSError(errno.EMFILE, "descriptors were lost on their way in")
                 if shape.in_memory:
-                    pickle, *buffers = memfd.take_over(carried[0], sizes)
+                    data, *buffers = memfd.take_over(carried[0], sizes)
                     _close([carried.pop(0)])
                 else:
-                    pickle, *buffers = _parts(body[shape.table :], sizes)
+                    data, *buffers = _parts(body[shape.table :], sizes)
             except (OSError, ValueError, OverflowError, MemoryError) as error:
                 self._failed(kind, sum(sizes), error)
             else:
-                self._unpickle(kind, sum(sizes), pickle, buffers, carried)
+                self._unpickle(kind, sum(sizes), data, buffers, carried)
             return sum(sizes)
         finally:
             _close(carried)
@@ -185,13 +194,13 @@ class Inbox:
         self,
         kind: Kind,
         size: int,
-        pickle: memoryview,
-        buffers: list[memoryview] | tuple[()] = (),
-        carried: list[int] | None = None,
+        data: memoryview,
+        buffers: list[memoryview],
+        carried: list[int],
     ) -> None:
         try:
             # A listener on its way to the registry, or from it, is nothing for a fork.
-            message = pickling.load(pickle, buffers, carried, own=kind is Kind.CONTROL)
+            message = pickling.load(data, buffers, carried, own=kind is Kind.CONTROL)
         except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's __setstate__
             self._failed(kind, size, error)
         else:

@@ -186,6 +186,10 @@ class Life:
         self._popen.poll()
         watcher.current().remove(self._popen.sentinel)
         self._popen.release()
+        try:
+            self._process.is_alive()  # multiprocessing forgets it, and its descriptor goes
+        except ValueError:
+            pass  # closed
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()

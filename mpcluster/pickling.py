@@ -61,7 +61,12 @@ def dump(message: object) -> Pickled:
         pickler.dump(message)
     except Exception as error:  # whatever a user's __reduce__ raises
         raise SerializationError(culprit.describe(message, error, _attempt)) from error
-    pickled = pickler.take()
+    segments = pickler.segments
+    if len(segments) == 1 and pickler.is_plain:  # as nearly all are
+        pickled: Pickled = [segments.pop()], _NOTHING, _NOTHING
+        pickler.clear_memo()
+    else:
+        pickled = pickler.take()
     if len(_idle) < _MOST_IDLE:
         _idle.append(pickler)
     return pickled
@@ -108,33 +113,32 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no type hin
     globals_ref: dict[int, dict[str, Any]]
 
     def __init__(self) -> None:
-        self._segments: list[Segment] = []
+        self.segments: list[Segment] = []
+        #: Nothing was met but what the C pickler knows by itself.
+        self.is_plain = True
         self._buffers: list[memoryview] = []
         self._carried: list[Carried] = []
         # The C pickler hands large bytes objects to `write` as they are.
-        super().__init__(_File(self._segments), pickle.HIGHEST_PROTOCOL, self._set_aside)
+        super().__init__(_File(self.segments), pickle.HIGHEST_PROTOCOL, self._set_aside)
 
     # The C pickler's own, without cloudpickle's Python frame around it.
     dump = pickle.Pickler.dump
 
     def take(self) -> Pickled:
         """What was pickled; the pickler is as new."""
-        segments = self._segments[:]
+        segments, buffers, carried = self.segments[:], self._buffers, self._carried
+        self.segments.clear()
         if len(segments) > 1:
             # A large str comes as a view of its own memory, which ends with the memo.
             segments = [bytes(s) if type(s) is memoryview else s for s in segments]
-        self._segments.clear()
+        self._buffers, self._carried = [], []
+        self.globals_ref = {}  # keyed by id(): those ids may mean something else soon
+        self.is_plain = True
         self.clear_memo()
-        if self.globals_ref:
-            self.globals_ref = {}  # keyed by id(): those ids may mean something else soon
-        if not (self._buffers or self._carried):
-            return segments, [], []
-        buffers, carried = self._buffers[:], self._carried[:]
-        self._buffers.clear()
-        self._carried.clear()
         return segments, buffers, carried
 
     def reducer_override(self, obj: Any) -> Any:
+        self.is_plain = False
         kind = type(obj)
         if kind is type or kind is FunctionType:
             if _is_global(obj):
@@ -160,6 +164,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no type hin
 
     def _set_aside(self, buffer: pickle.PickleBuffer) -> bool:
         """Keep a buffer out of the pickle? (False means yes.)"""
+        self.is_plain = False
         try:
             view = buffer.raw()
         except BufferError:  # not contiguous: let the pickler say so
@@ -178,6 +183,7 @@ class _File:
 
 
 _idle: list[_Pickler] = []
+_NOTHING: Final[list[Any]] = []  # shared by all plain messages, and never changed
 
 
 def _is_global(obj: Any) -> bool:

@@ -305,4 +305,6 @@ def _checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
     for name, value in pairs:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"env maps names to strings, not {name!r} to {value!r}")
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"{name!r}: {value!r} is no name and value of an environment")
     return dict(env)

@@ -39,6 +39,7 @@ __all__ = [
     "header",
     "memory_frame",
     "parse",
+    "plain_header",
     "table",
     "untable",
 ]
@@ -101,6 +102,18 @@ class Shape(NamedTuple):
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
 
+# Nearly every frame is one small pickle: its header is a constant, and a length.
+_PLAIN: Final = struct.Struct("=12sQ")
+_PLAIN_BEGINNINGS: Final = {
+    kind: HEADER.pack(_MAGIC, kind, _INLINE, 0, 0, 0)[:12] for kind in (Kind.USER, Kind.CONTROL)
+}
+_PLAIN_KINDS: Final = {beginning: kind for kind, beginning in _PLAIN_BEGINNINGS.items()}
+
+
+def plain_header(kind: Kind, body: int) -> bytes:
+    """The header of a frame whose body is one pickle of ``body`` bytes."""
+    return _PLAIN.pack(_PLAIN_BEGINNINGS[kind], body)
+
 
 def header(kind: int, body: int, *, buffers: int = 0, descriptors: int = 0) -> bytes:
     """The header of an inline frame whose body is ``body`` bytes, its table included."""
@@ -127,6 +140,10 @@ def parse(data: bytearray, at: int) -> tuple[Kind, int, Shape | None]:
     Raises:
         MalformedFrame: A peer of ours does not write such a thing.
     """
+    beginning, body = _PLAIN.unpack_from(data, at)
+    plain = _PLAIN_KINDS.get(beginning)
+    if plain is not None and body:
+        return plain, body, None
     magic, number, where, descriptors, buffers, body = HEADER.unpack_from(data, at)
     kind = _KINDS.get(number)
     if magic != _MAGIC or kind is None or where > _IN_MEMORY:

@@ -32,7 +32,7 @@ from mpcluster.channel import Channel
 from mpcluster.configuration import Settings
 from mpcluster.errors import ChannelClosedError
 from mpcluster.events import Callback, Emitter, KeptEvents, call, report
-from mpcluster.wire import Kind, Received, header
+from mpcluster.wire import Kind, Received, plain_header
 
 __all__ = ["Worker", "current", "enter"]
 
@@ -46,7 +46,7 @@ EVENTS: Final = ("message", "disconnect")
 def _frame(message: object) -> bytes:
     segments, _, _ = pickling.dump(message)
     pickle = b"".join(segments)
-    return header(Kind.CONTROL, len(pickle)) + pickle
+    return plain_header(Kind.CONTROL, len(pickle)) + pickle
 
 
 #: The frame of Online, made once: the child that sends it has pickled nothing yet.
