@@ -104,15 +104,18 @@ _KINDS: Final = {int(kind): kind for kind in Kind}
 
 # Nearly every frame is one small pickle: its header is a constant, and a length.
 _PLAIN: Final = struct.Struct("=12sQ")
-_PLAIN_BEGINNINGS: Final = {
-    kind: HEADER.pack(_MAGIC, kind, _INLINE, 0, 0, 0)[:12] for kind in (Kind.USER, Kind.CONTROL)
+_PLAIN_KINDS: Final = {
+    HEADER.pack(_MAGIC, kind, _INLINE, 0, 0, 0)[:12]: kind for kind in (Kind.USER, Kind.CONTROL)
 }
-_PLAIN_KINDS: Final = {beginning: kind for kind, beginning in _PLAIN_BEGINNINGS.items()}
+_PLAIN_USER, _PLAIN_CONTROL = _PLAIN_KINDS
+_USER: Final = Kind.USER
+_pack_plain: Final = _PLAIN.pack
 
 
 def plain_header(kind: Kind, body: int) -> bytes:
     """The header of a frame whose body is one pickle of ``body`` bytes."""
-    return _PLAIN.pack(_PLAIN_BEGINNINGS[kind], body)
+    # Not by a dict: an enum's hash is a call in Python.
+    return _pack_plain(_PLAIN_USER if kind is _USER else _PLAIN_CONTROL, body)
 
 
 def header(kind: int, body: int, *, buffers: int = 0, descriptors: int = 0) -> bytes:
