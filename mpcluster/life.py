@@ -33,6 +33,9 @@ __all__ = ["Life"]
 
 logger = logging.getLogger("mpcluster")
 
+#: Seconds after which a worker is told a second time that it shall leave; then twice that.
+FIRST_KNOCK: Final = 0.1
+
 #: Seconds that `close()` waits for the watcher when that is in a callback.
 CLOSE_PATIENCE: Final = 1.0
 
@@ -104,11 +107,7 @@ class Life:
                 return
             self.asked_to_leave = True
             self.state = advance(self.state, Step.DRAIN)
-        watcher.current().call_soon(
-            lambda: family.upward.leaving(self._process, self._tell_to_leave)
-        )
-        if timeout is not None:
-            self._after(timeout, self._terminate_then_kill)
+        watcher.current().call_soon(lambda: self._begin_to_leave(timeout))
 
     def wait_until_told(self) -> None:
         """Let the watcher finish with this dead worker, so that it holds it no longer."""
@@ -126,12 +125,28 @@ class Life:
 
     # -- asking it to leave ----------------------------------------------------------------
 
+    def _begin_to_leave(self, timeout: float | None) -> None:
+        if self.state is not WorkerState.DEAD:
+            if timeout is not None:
+                self._after(timeout, self._terminate_then_kill)
+            family.upward.leaving(self._process, self._tell_to_leave)
+
     def _tell_to_leave(self) -> None:
         try:
             self.channel.send(messages.Disconnect(), Kind.CONTROL, may_wait=False)
         except ChannelClosedError:
             return  # it has closed its end; the end of the process follows
-        self._popen.send_signal(signal.SIGURG)  # a program that does not listen starts to
+        self._knock(FIRST_KNOCK)
+
+    def _knock(self, seconds: float) -> None:
+        """A program that does not listen starts to; in ``seconds`` it is told so again.
+
+        A signal that comes in the instant before its main thread waits for something in C is
+        noticed there only when the wait is over.
+        """
+        self._popen.send_signal(signal.SIGURG)
+        self._timers = [timer for timer in self._timers if not timer.is_cancelled]
+        self._after(seconds, lambda: self._knock(2 * seconds))
 
     def _terminate_then_kill(self) -> None:
         self._popen.send_signal(signal.SIGTERM)
@@ -183,6 +198,8 @@ class Life:
         while not self.channel.closed and self._take_in():
             pass
         self._lose_channel()
+        if self.state is WorkerState.DEAD:
+            return  # a callback has closed it, and this was gone through within
         self._popen.poll()
         watcher.current().remove(self._popen.sentinel)
         self._popen.release()

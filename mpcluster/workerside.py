@@ -452,8 +452,9 @@ def enter(number: int, connection: Connection[Any, Any], settings: Settings) -> 
     global _current
     _current = Worker(number, connection, settings)
     if signal.getsignal(signal.SIGURG) in (signal.SIG_DFL, None):
+        # Not with `siginterrupt(SIGURG, False)`: the kernel would go on with a wait for a
+        # lock as if nothing had come, and the main thread never run the handler.
         signal.signal(signal.SIGURG, _on_urgent)
-        signal.siginterrupt(signal.SIGURG, False)  # noqa: FBT003
     return _current
 
 
