@@ -101,9 +101,9 @@ def _warn_of_threads() -> None:
     )
     if others or in_other_thread:
         warnings.warn(
-            f"This process (pid={os.getpid()}) has threads of its own; what they hold at the "
-            "moment of a fork, a lock for example, the child inherits as it is. "
-            "See docs/fork-safety.md",
+            # CPython's own words, for programs that filter by them.
+            f"This process (pid={os.getpid()}) is multi-threaded, use of fork() may lead to "
+            "deadlocks in the child.",
             DeprecationWarning,
             stacklevel=2,
         )

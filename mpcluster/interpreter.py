@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import io
+import os
 import sys
 import threading
 from multiprocessing import util
@@ -17,6 +19,7 @@ from typing import Any
 __all__ = [
     "flush_std_streams",
     "forget_imports_of_other_threads",
+    "let_go_of_stdin",
     "main_frame",
     "renew_exit_functions",
     "run_exit_functions",
@@ -55,6 +58,27 @@ def forget_imports_of_other_threads() -> None:
         spec = getattr(sys.modules.get(name), "__spec__", None)
         if lock.owner is not None and getattr(spec, "_initializing", False):
             del sys.modules[name]  # half of it is there
+
+
+class _LockedStdin:
+    """Stands for a ``sys.stdin`` that another thread may have been reading from."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream  # kept, for its finalizer would wait for that thread
+
+    def close(self) -> None:
+        """Close the descriptor alone."""
+        os.close(self._stream.fileno())
+
+
+def let_go_of_stdin() -> None:
+    """In a child: let ``multiprocessing`` close stdin without the lock of its buffer.
+
+    A thread that reads a line holds that lock, a fork leaves the thread behind, and to
+    close the stream in the child would wait for it for ever.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.closed:
+        sys.stdin = _LockedStdin(sys.stdin)  # type: ignore[assignment]
 
 
 def main_frame() -> FrameType | None:

@@ -104,6 +104,7 @@ class Popen(popen_fork.Popen):
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
                 interpreter.renew_exit_functions()
             interpreter.forget_imports_of_other_threads()
+            interpreter.let_go_of_stdin()
             process_obj._inherit(channel)  # noqa: SLF001
             code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
         except BaseException:  # noqa: BLE001

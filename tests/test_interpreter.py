@@ -1,0 +1,140 @@
+"""What a forked child must not wait for, since whoever held it is not there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from mpcluster.process import ClusterProcess
+
+SLOW_MODULE = """
+import threading
+started, go_on = threading.Event(), threading.Event()
+first = threading.current_thread() is not threading.main_thread()
+if first:
+    import builtins
+    builtins.slow_module_is_half_way(started, go_on)
+DONE = 7
+"""
+
+
+@pytest.fixture
+def importing_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> "tuple[threading.Event, threading.Thread]":
+    """Return what lets go on, and the thread that is in the middle of an import."""
+    import builtins
+
+    half_way, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        half_way.set()
+        go_on.wait()
+
+    (tmp_path / "slow_module.py").write_text(SLOW_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(builtins, "slow_module_is_half_way", wait, raising=False)
+    thread = threading.Thread(target=importlib.import_module, args=("slow_module",))
+    thread.start()
+    assert half_way.wait(60)
+    return go_on, thread
+
+
+def _imports() -> None:
+    module = importlib.import_module("slow_module")
+    sys.exit(module.DONE)
+
+
+def test_a_child_imports_anew_what_another_thread_was_importing(
+    importing_elsewhere: "tuple[threading.Event, threading.Thread]",
+) -> None:
+    """The lock of that import belongs to a thread that the child does not have."""
+    go_on, thread = importing_elsewhere
+    process = ClusterProcess(target=_imports)
+    process.start()
+    process.join(60)
+    code = process.exitcode
+    process.kill()
+    process.join()
+    go_on.set()
+    thread.join()
+    sys.modules.pop("slow_module")
+    assert code == 7
+
+
+def test_an_import_of_the_forking_thread_goes_on_in_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that forks while it is imported is whole in the child, too."""
+    (tmp_path / "forking_module.py").write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from mpcluster.process import ClusterProcess
+            def child():
+                import forking_module
+                sys.exit(5 if forking_module.BEFORE else 1)
+            BEFORE = True
+            process = ClusterProcess(target=child)
+            process.start()
+            process.join(60)
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("forking_module")
+    sys.modules.pop("forking_module")
+    assert module.process.exitcode == 5
+
+
+READS_STDIN = """
+import threading
+import mpcluster as cluster
+
+left = 10
+
+@cluster.on("death")
+def again(worker):
+    global left
+    left -= 1
+    if worker.exitcode:
+        print("exit code", worker.exitcode, flush=True)
+    if left:
+        cluster.fork(print, ["child"])
+    else:
+        print("all", flush=True)
+
+cluster.fork(print, ["child"])
+input()
+"""
+
+
+def test_workers_start_while_the_main_thread_waits_for_a_line(tmp_path: Path) -> None:
+    """The buffer of stdin is locked by the main thread for as long as nobody types."""
+    program = tmp_path / "reads_stdin.py"
+    program.write_text(READS_STDIN)
+    with subprocess.Popen(
+        [sys.executable, program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line.strip())
+            if line == "all\n":
+                break
+        process.stdin.write("\n")
+        process.stdin.close()
+    assert seen == ["child"] * 10 + ["all"]
+    assert process.returncode == 0
