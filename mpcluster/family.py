@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from mpcluster import messages, watcher
 from mpcluster.configuration import Settings
-from mpcluster.events import Emitter, KeptEvents, call
+from mpcluster.events import Emitter, KeptEvents, call, report
 
 if TYPE_CHECKING:
     from mpcluster.process import ClusterProcess
@@ -52,8 +52,8 @@ class Upward:
         """The worker is asked to leave; ``proceed()`` tells it so."""
         proceed()
 
-    def gone(self, worker: ClusterProcess) -> None:
-        """The worker's process has ended; `death` comes next."""
+    def gone(self, worker: ClusterProcess, *, crashed: bool) -> None:
+        """The worker's process has ended, by its own will or not; `death` comes next."""
 
 
 upward: Upward = Upward()
@@ -151,14 +151,17 @@ class Family:
 
     # -- deaths ----------------------------------------------------------------------------
 
-    def bury(self, worker: ClusterProcess) -> None:
+    def bury(self, worker: ClusterProcess, *, crashed: bool) -> None:
         """Take a dead worker out and tell of its death. In the watcher's thread."""
         key = worker.id
         assert key is not None
         self._untold.add(key)
         self.workers.pop(key, None)
         try:
-            call(upward.gone, worker)  # whatever it meets, the death is told
+            try:
+                upward.gone(worker, crashed=crashed)
+            except Exception as error:  # noqa: BLE001  # whatever it meets, the death is told
+                report(f"at the end of {worker.name}", error, worker)
             self.emit(worker, "death")
         finally:
             with self._told:

@@ -64,7 +64,8 @@ class Life:
         )
         self.channel.read_elsewhere = True
         self.channel.on_backlog = self._want_write
-        self._process = process
+        self._process = process  # until its death is told: no circle is left to collect
+        self._name = process.name
         self._popen = popen
         self._settings = settings
         self._family = relatives
@@ -79,7 +80,7 @@ class Life:
         self._stepping = threading.RLock()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._process.name}: {self.state.value}>"
+        return f"<{type(self).__name__} of {self._name}: {self.state.value}>"
 
     # -- any thread ------------------------------------------------------------------------
 
@@ -211,7 +212,11 @@ class Life:
             timer.cancel()
         self._timers.clear()
         self._step(Step.DIE)
-        self._family.bury(self._process)
+        process = self._process
+        del self._process
+        self.channel.on_backlog = None
+        crashed = self._popen.returncode != 0 and not self.asked_to_leave
+        self._family.bury(process, crashed=crashed)
 
     def _tell_of_fork(self) -> None:
         if not self._fork_told:

@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import signal as _signal
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import context
 from multiprocessing.connection import Connection
@@ -77,7 +78,7 @@ class ClusterProcess(context.ForkProcess):
         self._settings = self._family.settings
         #: Made by ``fork()``: its events are kept even if the program keeps no object.
         self.is_forked = False
-        self.emitter = Emitter(family.WORKER_EVENTS, self._subscribed)
+        self.emitter = Emitter(family.WORKER_EVENTS, _subscription_to(self))
 
     @staticmethod
     def _Popen(process_obj: ClusterProcess) -> Popen:  # type: ignore[override]  # noqa: N802
@@ -237,9 +238,6 @@ class ClusterProcess(context.ForkProcess):
         """Unsubscribe ``callback``, or everybody."""
         self.emitter.discard(event, callback)
 
-    def _subscribed(self, event: str) -> None:
-        self._family.subscribed(event, self)
-
     def reply(self, message: messages.Reply) -> None:
         """Answer a request of this worker. For the layer above, in the watcher's thread."""
         if self._life is not None:
@@ -296,6 +294,18 @@ class ClusterProcess(context.ForkProcess):
             life.wait_until_told()
         super().close()
         self._family.forget(self)
+
+
+def _subscription_to(process: ClusterProcess) -> Callable[[str], None]:
+    # Weakly: the circle would keep a dead worker's descriptor until it is collected.
+    reference = weakref.ref(process)
+
+    def subscribed(event: str) -> None:
+        subject = reference()
+        if subject is not None:
+            subject._family.subscribed(event, subject)  # noqa: SLF001
+
+    return subscribed
 
 
 def _checked_env(env: Mapping[str, str] | None) -> dict[str, str]:

@@ -164,9 +164,8 @@ class _Upward(family.Upward):
 
         look()
 
-    def gone(self, worker: ClusterProcess) -> None:
+    def gone(self, worker: ClusterProcess, *, crashed: bool) -> None:
         assert worker.id is not None
-        crashed = worker.exitcode != 0 and not worker.exited_after_disconnect
         self._left((worker.id,), crashed=crashed)
 
     def _left(self, route: messages.Route, *, crashed: bool) -> None:

@@ -20,8 +20,8 @@ from mpcluster.process import ClusterProcess
 PATIENCE = 30.0
 
 
-@pytest.fixture
-def relatives(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
+@pytest.fixture(name="relatives")
+def relatives_fixture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
     """A family for this test alone: ids from 1, no callbacks, no settings, nothing kept."""
     mine = Family()
     monkeypatch.setattr(family, "_current", mine)
