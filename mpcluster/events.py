@@ -7,7 +7,6 @@ a delivery under way sees the set that it began with.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import sys
@@ -33,28 +32,31 @@ def report(message: str, error: BaseException, culprit: object) -> None:
     if logger.hasHandlers():
         logger.error("%s: %r", message, error, exc_info=error)
     try:
-        make = _unraisable_type()
-        sys.unraisablehook(make((type(error), error, error.__traceback__, message, culprit)))
+        told = _Unraisable((type(error), error, error.__traceback__, message, culprit))
+        sys.unraisablehook(told)
     except Exception:
         logger.exception("sys.unraisablehook itself failed")
 
 
-@functools.cache
 def _unraisable_type() -> Callable[[tuple[object, ...]], Any]:
     """Return the type of what the hook gets, which CPython shows to the hook alone."""
-    seen: list[object] = []
+    seen: list[type] = []
 
     class Raises:
         def __del__(self) -> None:
             raise RuntimeError
 
     hook = sys.unraisablehook
-    sys.unraisablehook = seen.append
+    sys.unraisablehook = lambda args: seen.append(type(args))
     try:
         Raises()
     finally:
         sys.unraisablehook = hook
-    return type(seen[0])
+    return seen[0]
+
+
+# When this is imported, no error is under way that would become this one's context.
+_Unraisable = _unraisable_type()
 
 
 def call(callback: Callback, *args: object) -> None:

@@ -216,8 +216,13 @@ def test_a_timer_that_is_cancelled_when_it_is_too_late_is_no_error(the_watcher: 
 
 
 def test_cancelled_timers_do_not_keep_the_thread(the_watcher: Watcher) -> None:
-    for _ in range(10):
-        the_watcher.call_later(3600.0, print).cancel()
+    timers = [the_watcher.call_later(3600.0, print) for _ in range(10)]
+
+    def cancel_all() -> None:
+        for timer in timers:
+            timer.cancel()
+
+    the_watcher.call_soon(cancel_all)
     end(the_watcher)
 
 
@@ -228,8 +233,7 @@ def test_a_timer_far_away_stops_nothing(the_watcher: Watcher, seconds: float) ->
     for word in ("first", "second"):
         the_watcher.call_soon(diary.writer(word))
         diary.until(word)
-    timer.cancel()
-    the_watcher.call_soon(print)
+    the_watcher.call_soon(timer.cancel)
     end(the_watcher)
 
 
