@@ -8,7 +8,7 @@ The layers, lowest first; each imports only what stands above it in this list::
     sockets     listeners, registry, scheduling,  the root master's shared listeners,
                 sharing, drain                    and how a worker comes by them
     processes   forking, leash, popen, family,    a worker, from both sides
-                workerside, life, process, mainprogram, context
+                upstream, leaving, workerside, life, process, mainprogram, context
     cluster     ending, registrar, cluster                   what a program calls
 """
 

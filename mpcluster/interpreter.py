@@ -78,7 +78,7 @@ def let_go_of_stdin() -> None:
     close the stream in the child would wait for it for ever.
     """
     if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.closed:
-        sys.stdin = _LockedStdin(sys.stdin)  # type: ignore[assignment]
+        sys.stdin = _LockedStdin(sys.stdin)
 
 
 def main_frame() -> FrameType | None:

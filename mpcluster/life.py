@@ -110,6 +110,10 @@ class Life:
             self.state = advance(self.state, Step.DRAIN)
         watcher.current().call_soon(lambda: self._begin_to_leave(timeout))
 
+    def is_over(self) -> bool:
+        """Has its death been told, or is it being told?"""
+        return self.state is WorkerState.DEAD
+
     def wait_until_told(self) -> None:
         """Let the watcher finish with this dead worker, so that it holds it no longer."""
         the_watcher = watcher.current()
@@ -193,13 +197,13 @@ class Life:
 
     def _on_end(self, _events: int) -> None:
         """The process has ended: first what it had sent, then its end."""
-        if self.state is WorkerState.DEAD:
+        if self.is_over():
             return
         self._tell_of_fork()
         while not self.channel.closed and self._take_in():
             pass
         self._lose_channel()
-        if self.state is WorkerState.DEAD:
+        if self.is_over():
             return  # a callback has closed it, and this was gone through within
         self._popen.poll()
         watcher.current().remove(self._popen.sentinel)

@@ -162,7 +162,7 @@ class ClusterProcess(context.ForkProcess):
         myself = workerside.enter(self._id, connection, self._settings)
         # What `_bootstrap` will call, a subclass's too.
         self.run = functools.partial(myself.run_program, self.run)  # type: ignore[method-assign]
-        myself.say_online()
+        myself.begin()
         os.environ[WORKER_ID_VARIABLE] = str(self._id)
         if self._env:
             os.environ.update(self._env)

@@ -155,6 +155,12 @@ class Watcher:
         )
         return timer
 
+    def discard(self) -> None:
+        """Close what it holds; only for one that was never used."""
+        descriptors.disown(self._epoll.fileno())
+        self._epoll.close()
+        descriptors.close(self._wake_fd)
+
     def is_running(self) -> bool:
         """Is there a thread now? (It may be about to end for want of work.)"""
         return self._thread is not None
@@ -246,7 +252,9 @@ class Watcher:
             report("in the watcher", error, call)
 
 
-_current: Watcher | None = None
+# This process's watcher, by its pid: `setdefault` is atomic, so that a signal handler that
+# comes while one is being made makes the one that counts.
+_current: dict[int, Watcher] = {}
 # The watchers of the processes before this one. Their epoll objects are never finalized,
 # for that would close numbers which mean something else in this process.
 _inherited: list[Watcher] = []
@@ -254,17 +262,19 @@ _inherited: list[Watcher] = []
 
 def current() -> Watcher:
     """Return this process's watcher, making it at the first call."""
-    global _current
-    if _current is None:
-        _current = Watcher()
-    return _current
+    pid = os.getpid()
+    found = _current.get(pid)
+    if found is None:
+        made = Watcher()
+        found = _current.setdefault(pid, made)
+        if found is not made:
+            made.discard()
+    return found
 
 
 def _after_fork_in_child() -> None:
-    global _current
-    if _current is not None:
-        _inherited.append(_current)
-        _current = None
+    _inherited.extend(_current.values())
+    _current.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

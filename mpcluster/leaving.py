@@ -1,0 +1,111 @@
+"""How a worker's program comes to its end from outside.
+
+A worker that was asked to leave and has nothing more to do ends as if its program had
+called ``sys.exit(0)``: the main thread is interrupted by ``SIGURG``, whose handler raises
+SystemExit there. The signal's default is to be ignored, so no program loses anything if one
+comes too many; a program that has a handler of its own for it keeps that.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+from mpcluster import drain, interpreter, watcher
+
+__all__ = ["Program"]
+
+
+class Stage(enum.Enum):
+    """Where the program of a worker stands."""
+
+    BEFORE = "not begun"
+    RUNNING = "running"
+    ASKED = "running, and to be ended"
+    OVER = "over, but for its threads and exit functions"
+
+
+class Program:
+    """The program of this worker.
+
+    Args:
+        flush: Hands to the kernel what this process has sent; called at an abrupt end.
+        urgent: Called in the watcher's thread when a SIGURG came that ends nothing.
+        grace: Seconds that the main thread gets to follow a SystemExit.
+    """
+
+    def __init__(
+        self, flush: Callable[[], object], urgent: Callable[[], object], grace: float
+    ) -> None:
+        self._flush = flush
+        self._urgent = urgent
+        self._grace = grace
+        self._pid = os.getpid()
+        self._stage = Stage.BEFORE
+        self._ending = False
+        self._exitcode = 0  # what it ends with by itself
+
+    def run(self, run: Callable[[], object]) -> None:
+        """Run it. Only in here may a SystemExit be raised from outside."""
+        try:
+            self._stage = Stage.RUNNING
+            run()
+            self._stage = Stage.OVER
+        except BaseException as error:
+            self._stage = Stage.OVER
+            if not drain.ended_cleanly(error):
+                self._exitcode = _exitcode_of(error)
+                raise
+
+    def end(self) -> None:
+        """End it in its main thread, with exit code 0; at the latest after the grace."""
+        self._ending = True
+        watcher.current().call_later(self._grace, self._end_with_own_code)
+        main = threading.main_thread().ident
+        if main is not None:
+            signal.pthread_kill(main, signal.SIGURG)
+
+    def end_at_once(self, code: int = 0) -> None:
+        """End the process, without the exit functions of its program. Does not return."""
+        self._flush()
+        try:
+            interpreter.flush_std_streams()
+        finally:
+            os._exit(code)
+
+    def _end_with_own_code(self) -> None:
+        self.end_at_once(self._exitcode)
+
+    def handle_sigurg(self) -> None:
+        """Let SIGURG reach this program, unless it has a use for it."""
+        present = signal.getsignal(signal.SIGURG)
+        inherited = isinstance(getattr(present, "__self__", None), Program)
+        if inherited or present in (signal.SIG_DFL, None):
+            # Not with `siginterrupt(SIGURG, False)`: the kernel would go on with a wait for
+            # a lock as if nothing had come, and the main thread never run the handler.
+            signal.signal(signal.SIGURG, self._on_sigurg)
+
+    def _on_sigurg(self, _signum: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a child of this worker that is none itself
+        if not self._ending:
+            watcher.current().call_soon(self._urgent)
+        elif self._stage is Stage.RUNNING:
+            self._stage = Stage.ASKED  # once: what cleans up is not interrupted again
+            sys.exit(0)
+        elif self._stage is not Stage.ASKED:
+            self._end_with_own_code()
+
+
+def _exitcode_of(error: BaseException) -> int:
+    """As ``multiprocessing`` makes it of what ended the program."""
+    if isinstance(error, SystemExit):
+        if error.code is None:
+            return 0
+        return error.code if isinstance(error.code, int) else 1
+    return 1

@@ -1,0 +1,253 @@
+"""A worker's channel to its parent: what it sends, asks and hears.
+
+Nobody reads the channel until somebody wants to know what comes: a subscription, a request,
+a worker that shares ports. From then on the worker's watcher reads it. So a plain
+``ClusterProcess`` has no thread of ours unless it asks for one; what is sent to it waits
+in the channel. The channel itself is made when it is first needed: a child that neither
+sends nor listens, as most plain processes, is started in less time without.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from mpcluster import messages, pickling, watcher
+from mpcluster.channel import Channel
+from mpcluster.configuration import Settings
+from mpcluster.errors import ChannelClosedError
+from mpcluster.wire import Kind, Received, plain_header
+
+__all__ = ["Upstream"]
+
+logger = logging.getLogger("mpcluster")
+
+
+def _frame(message: object) -> bytes:
+    segments, _, _ = pickling.dump(message)
+    pickle = b"".join(segments)
+    return plain_header(Kind.CONTROL, len(pickle)) + pickle
+
+
+#: The frame of Online, made once: the child that sends it has pickled nothing yet.
+_ONLINE: Final = _frame(messages.Online())
+
+
+class Upstream:
+    """The line to the parent, in a worker.
+
+    Args:
+        connection: This side's end of it.
+        settings: Those that the worker was forked with.
+        handle: Called in the watcher's thread with each message but the replies, in order,
+            and with ``None`` once the parent is gone.
+    """
+
+    def __init__(
+        self,
+        connection: Connection[Any, Any],
+        settings: Settings,
+        handle: Callable[[Received | None], object],
+    ) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._handle = handle
+        # Guards the one making of the channel and the one start of reading. Taken by
+        # whoever is the first to send, subscribe or ask, and by the watcher; no signal
+        # handler of ours takes it. A child of this worker has a line of its own.
+        self._starting = threading.Lock()
+        self._made: Channel | None = None
+        self._attending = False
+        # Held by the one thread that reads: the watcher, or a sender that waits and reads
+        # meanwhile because nobody else does, or did when it began to wait. Never waited for.
+        self._reading = threading.Lock()
+        self._inbox: deque[Received | None] = deque()
+        self._handling = False
+        self._numbers = itertools.count(1)
+        self._replies: dict[int, Future[object]] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self.closed else 'open'}>"
+
+    # -- any thread ------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Is the line closed, as far as this side has noticed?"""
+        return self._made is not None and self._made.closed
+
+    def say_online(self) -> None:
+        """Tell the parent that this process runs; the first thing on the line."""
+        try:
+            fd = self._connection.fileno()
+            os.write(fd, _ONLINE)
+            # The signal that goes with it came, maybe, before there was a handler.
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            spoken_to = poll.poll(0)
+        except OSError:
+            return  # the parent is gone already
+        if spoken_to:
+            self.attend()
+
+    def attend(self) -> None:
+        """From now on let the watcher read what comes. Idempotent; not for signal handlers."""
+        channel = self._channel()
+        with self._starting:
+            if self._attending or channel.closed:
+                return
+            self._attending = True
+            channel.read_elsewhere = True
+            watcher.current().add(channel.fileno(), self._on_ready)
+        if self._inbox:
+            watcher.current().call_soon(self._handle_inbox)  # a sender has read it
+
+    def send(self, message: object, kind: Kind = Kind.USER) -> None:
+        """Hand a message to the kernel, whole; in the watcher's thread, queue what waits.
+
+        Raises:
+            SerializationError, ChannelClosedError, ChannelFullError: As ``Channel.send``.
+        """
+        in_watcher = watcher.current().in_thread()
+        self._channel().send(message, kind, handed_over=not in_watcher, may_wait=not in_watcher)
+
+    def tell(self, message: object) -> None:
+        """Send a control message; a parent that is gone is no error here."""
+        try:
+            self.send(message, Kind.CONTROL)
+        except ChannelClosedError:
+            pass
+
+    def request(self, body: object) -> object:
+        """Ask the root master and wait for its answer, in whatever thread this is.
+
+        Raises:
+            The error that the master answered with.
+            ChannelClosedError: The line closed before an answer came.
+        """
+        future: Future[object] = Future()
+        self.request_then(body, (), future)
+        if watcher.current().in_thread():
+            self._read_until(future)
+        return future.result()
+
+    def request_then(self, body: object, route: messages.Route, future: Future[object]) -> None:
+        """Ask the root master on behalf of ``route`` below this worker; ``future`` gets it."""
+        number = next(self._numbers)
+        self._replies[number] = future
+        self.attend()
+        try:
+            self.send(messages.Request(number, body, route), Kind.CONTROL)
+        except BaseException:
+            self._replies.pop(number, None)
+            raise
+
+    def flush(self) -> None:
+        """Hand what is queued to the kernel, before the process ends."""
+        channel = self._made
+        if channel is not None and not channel.closed and channel.wants_write:
+            poll = select.poll()
+            poll.register(channel.fileno(), select.POLLOUT)
+            while not channel.flush() and poll.poll(1000):
+                pass
+
+    def _channel(self) -> Channel:
+        if self._made is None:
+            with self._starting:
+                if self._made is None:
+                    channel = Channel(
+                        self._connection,
+                        label="the master",
+                        limit=self._settings.channel_limit,
+                        send_timeout=self._settings.send_timeout,
+                    )
+                    channel.on_backlog = self._want_write
+                    channel.on_readable = self._on_readable
+                    self._made = channel
+        return self._made
+
+    def _want_write(self, channel: Channel) -> None:
+        self.attend()
+        watcher.current().modify(channel.fileno(), watcher.READABLE | watcher.WRITABLE)
+
+    def _on_readable(self, _channel: Channel) -> None:
+        """A sender waits, and something has come. In the sender's thread."""
+        self._take_in()
+        if self._attending:  # since it began to wait
+            watcher.current().call_soon(self._handle_inbox)
+
+    # -- the watcher's thread --------------------------------------------------------------
+
+    def _on_ready(self, events: int) -> None:
+        channel = self._channel()
+        if events & watcher.WRITABLE:
+            # In this order: a sender that finds no room in between asks for it anew.
+            watcher.current().modify(channel.fileno(), watcher.READABLE)
+            if not channel.flush():
+                self._want_write(channel)
+        if events & watcher.READABLE:
+            self._take_in()
+            self._handle_inbox()
+
+    def _take_in(self) -> None:
+        """Read what is there, unless another thread does so right now."""
+        if self._reading.acquire(blocking=False):
+            try:
+                self._read(self._channel())
+            finally:
+                self._reading.release()
+
+    def _read(self, channel: Channel) -> None:
+        """Replies go to who waits for them; the rest waits for its turn."""
+        for received in channel.receive():
+            if isinstance(received.message, messages.Reply) and received.kind is Kind.CONTROL:
+                self._resolve(received.message)
+            else:
+                self._inbox.append(received)
+        if channel.eof and not channel.closed:
+            watcher.current().remove(channel.fileno())
+            channel.close()
+            for number in list(self._replies):
+                error = ChannelClosedError("the master is gone; nobody answers this request")
+                self._resolve(messages.Reply(number, error=error))
+            self._inbox.append(None)
+
+    def _resolve(self, reply: messages.Reply) -> None:
+        future = self._replies.pop(reply.number, None)
+        if future is None:
+            logger.warning("an answer to no question of this worker: %r", reply)
+        elif reply.error is not None:
+            future.set_exception(reply.error)
+        else:
+            future.set_result(reply.value)
+
+    def _read_until(self, future: Future[object]) -> None:
+        """A callback asks: read on in here, and leave all but replies for afterwards."""
+        channel = self._channel()
+        poll = select.poll()
+        poll.register(channel.fileno(), select.POLLIN | select.POLLOUT)
+        while not future.done():
+            channel.flush()
+            if not channel.wants_write:
+                poll.modify(channel.fileno(), select.POLLIN)
+            poll.poll()
+            self._take_in()
+        watcher.current().call_soon(self._handle_inbox)
+
+    def _handle_inbox(self) -> None:
+        if self._handling:
+            return  # a callback's own request brought us here: its caller goes on
+        self._handling = True
+        try:
+            while self._inbox:
+                self._handle(self._inbox.popleft())
+        finally:
+            self._handling = False
