@@ -89,7 +89,6 @@ _registry: Registry | None = None
 def _registry_here() -> Registry:
     global _registry
     if _registry is None:
-        atexit.register(close)
         _registry = Registry(
             call_later=watcher.current().call_later,
             grace=family.current().settings.listener_grace,
@@ -119,6 +118,10 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+# Registered with the import, it is called after what a first fork() registers: up to 3.11
+# the master of a program that has ended waits for its workers in there, and they listen.
+atexit.register(close)
 
 
 class _Upward(family.Upward):
