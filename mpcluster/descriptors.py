@@ -131,9 +131,13 @@ def keep(*numbers: int) -> Iterator[None]:
 
 
 def owned() -> frozenset[int]:
-    """The numbers in the table."""
+    """The numbers in the table, without those of objects that were closed without a word."""
     with opening():
-        return frozenset(_table)
+        return frozenset(
+            number
+            for number, reference in _table.items()
+            if reference is None or _number(reference()) == number
+        )
 
 
 def _before_fork() -> None:
@@ -160,10 +164,12 @@ def _after_fork_in_child() -> None:
             _close_object(reference(), number)
 
 
-def _number(descriptor: Descriptor) -> int:
+def _number(descriptor: Descriptor | None) -> int:
     """The number, or -1 of an object that is closed (a Connection's `fileno` raises then)."""
     if isinstance(descriptor, int):
         return descriptor
+    if descriptor is None:
+        return -1
     try:
         return descriptor.fileno()
     except (OSError, ValueError):
