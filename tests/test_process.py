@@ -63,7 +63,9 @@ def gate() -> Iterator[Gate]:
         yield one
 
 
-def started(target: Callable[..., object] = nothing, *args: object, **kwargs: Any) -> ClusterProcess:
+def started(
+    target: Callable[..., object] = nothing, *args: object, **kwargs: Any
+) -> ClusterProcess:
     one = ClusterProcess(target=target, args=args, **kwargs)
     one.start()
     return one

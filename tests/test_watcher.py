@@ -432,5 +432,3 @@ def test_it_waits_without_using_the_processor(the_watcher: Watcher, pipe: tuple[
     assert len(rounds) <= before + 1
     the_watcher.remove(pipe[0])
     the_watcher.call_soon(lambda: None)
-
-
