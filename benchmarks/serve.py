@@ -1,0 +1,262 @@
+"""What does a shared port cost a server, beside sockets of its own?
+
+    python benchmarks/serve.py [--rounds 7] [--seconds 2]
+
+One and the same server runs in four ways, in alternation: in one process alone; in two
+workers that share its port, by each policy; and in two plain processes that each bind the
+port for themselves with ``SO_REUSEPORT``, which is what sharing is measured against: 1.00
+costs nothing. Medians of the ratios of requests a second. The load comes from ``wrk`` where
+it is installed, else from an asyncio client, which is slower than what it asks. It shares
+the cores with what it asks, so beside the rates stands the processor time that the server
+took for a request, which says the same with less noise.
+
+Every way has ``TCP_NODELAY``, which a kept listener sets: without it ``http.server`` waits
+40 ms for each answer on a connection that is kept alive, and would compare with nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+HOST = "127.0.0.1"
+CONNECTIONS = 64
+WAYS = ("alone", "shared", "slots", "own sockets")
+BODY = b"hello world\n"
+
+
+# -- the servers: they know nothing of who runs them -------------------------------------------
+
+
+class Hello(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def threads(port: int) -> None:
+    """``http.server``, a thread a connection."""
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # its 5 would measure lost handshakes
+
+        def handle_error(self, *args: object) -> None:
+            """Say nothing of clients that are gone at the end of their time."""
+
+    Server((HOST, port), Hello).serve_forever()
+
+
+class Answer(asyncio.Protocol):
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        close = b"Connection: close\r\n" if b"onnection: close" in data else b""
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (close, len(BODY), BODY)
+        )
+        if close:
+            self.transport.close()
+
+
+def event_loop(port: int) -> None:
+    """As little as asyncio can do for a connection: the cost of accepting shows most."""
+
+    async def serve() -> None:
+        server = await asyncio.get_running_loop().create_server(Answer, HOST, port)
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+SERVERS = {"http.server, threads": threads, "asyncio, a protocol": event_loop}
+
+
+# -- the ways to run one: programs of their own, which say when a process listens ---------------
+
+
+def run(way: str, server: str, port: int) -> None:
+    """Be that program."""
+    if way in {"shared", "slots"}:
+        import mpcluster as cluster
+
+        cluster.setup(scheduling=way)
+        cluster.on("listening", lambda _, address: say(address.port))
+        for _ in range(2):
+            cluster.fork(SERVERS[server], (0,))
+        cluster.join()
+        return
+    bind, listen = socket.socket.bind, socket.socket.listen
+
+    def bind_own(self: socket.socket, address: Any) -> None:
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bind(self, address)
+
+    def listen_aloud(self: socket.socket, *backlog: int) -> None:
+        listen(self, *backlog)
+        say(self.getsockname()[1])
+
+    socket.socket.bind = bind_own  # type: ignore[assignment,method-assign]
+    socket.socket.listen = listen_aloud  # type: ignore[assignment,method-assign]
+    if way == "own sockets":
+        os.fork()
+    SERVERS[server](port)
+
+
+def say(port: int) -> None:
+    """In one piece, whatever the buffering: two processes say it."""
+    os.write(1, b"%d\n" % port)
+
+
+@contextmanager
+def served(way: str, server: str) -> Iterator[tuple[int, int]]:
+    """Run a server; gives its process group and port, once all its processes listen."""
+    with socket.socket() as reserved:  # bound, not listening: it gets no connection
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((HOST, 0))
+        command = [sys.executable, __file__, "--run", way, server, str(reserved.getsockname()[1])]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as program:
+            assert program.stdout is not None
+            try:
+                ports = {int(program.stdout.readline()) for _ in range(1 + (way != "alone"))}
+                yield program.pid, ports.pop()
+            finally:
+                os.killpg(program.pid, signal.SIGKILL)
+
+
+# -- the load ------------------------------------------------------------------------------------
+
+
+def load(port: int, seconds: int, *, keep_alive: bool) -> float:
+    """Return requests a second."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        return asyncio.run(load_by_hand(port, seconds, keep_alive=keep_alive))
+    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", f"http://{HOST}:{port}/"]
+    if not keep_alive:
+        command += ["-H", "Connection: close"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for line in said.splitlines():
+        if "errors" in line or "Non-2xx" in line:
+            print(line.strip(), file=sys.stderr)
+    found = re.search(r"Requests/sec:\s*([\d.]+)", said)
+    assert found is not None, said
+    return float(found[1])
+
+
+async def load_by_hand(port: int, seconds: int, *, keep_alive: bool) -> float:
+    """Do what wrk does."""
+    done = 0
+    head = b"GET / HTTP/1.1\r\nHost: x\r\n%b\r\n" % (
+        b"" if keep_alive else b"Connection: close\r\n"
+    )
+    begin = time.monotonic()
+
+    async def client() -> None:
+        nonlocal done
+        writer = None
+        while time.monotonic() - begin < seconds:
+            if writer is None:
+                reader, writer = await asyncio.open_connection(HOST, port)
+            writer.write(head)
+            await reader.readuntil(BODY)
+            done += 1
+            if not keep_alive:
+                writer.close()
+                writer = None
+        if writer is not None:
+            writer.close()
+
+    await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
+    return done / (time.monotonic() - begin)
+
+
+def processor_seconds(group: int) -> float:
+    """Return what the processes of a group have used so far."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(fields[2]) == group:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--run", nargs=3, metavar=("WAY", "SERVER", "PORT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        way, server, port = arguments.run
+        run(way, server, int(port))
+        return
+    print(
+        "| server | connections | how it runs | requests/s | to own sockets "
+        "| CPU µs a request | to own sockets | requests/s to one process |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for server in SERVERS:
+        for keep_alive in (False, True):
+            rates: dict[str, list[float]] = defaultdict(list)
+            costs: dict[str, list[float]] = defaultdict(list)
+            for number in range(arguments.rounds):
+                for way in WAYS if number % 2 else reversed(WAYS):
+                    with served(way, server) as (group, port):
+                        used = processor_seconds(group)
+                        rate = load(port, arguments.seconds, keep_alive=keep_alive)
+                        used = processor_seconds(group) - used
+                        rates[way].append(rate)
+                        costs[way].append(used / (rate * arguments.seconds) * 1e6)
+            for way in WAYS:
+                print(
+                    f"| {server} | {'kept alive' if keep_alive else 'one a request'} | {way} "
+                    f"| {statistics.median(rates[way]):,.0f} | {ratio(rates, way, 'own sockets')} "
+                    f"| {statistics.median(costs[way]):,.0f} | {ratio(costs, way, 'own sockets')} "
+                    f"| {ratio(rates, way, 'alone')} |",
+                    flush=True,
+                )
+
+
+def ratio(values: dict[str, list[float]], way: str, peer: str) -> str:
+    """The median of the rounds' ratios, as the table shows it."""
+    pairs = zip(values[way], values[peer], strict=True)
+    return f"{statistics.median(mine / other for mine, other in pairs):.2f}"
+
+
+if __name__ == "__main__":
+    main()
