@@ -71,10 +71,11 @@ class Family:
         self._dead_kept: deque[int | None] = deque()  # the dead of whom something is kept
         self._warned_of_loss = False
         self._silent = False
-        # Guards `_untold` and `_awaited`: the watcher takes it when a death has been told,
-        # any thread to wait for that. Nothing of a user's is called under it.
+        # Guards `_untold`, `_promised` and `_awaited`: the watcher takes it when a death has
+        # been told, any thread to wait for that. Nothing of a user's is called under it.
         self._told = threading.Condition()
         self._awaited: list[tuple[frozenset[int], Callable[[], object]]] = []
+        self._promised = 0  # new subscribers to whom nothing has been handed over yet
         self._untold: set[int] = set()  # dead, `death` not yet delivered to the end
 
     def __repr__(self) -> str:
@@ -89,7 +90,17 @@ class Family:
             return  # not started: nothing can have happened to it
         the_watcher = watcher.current()
         if the_watcher.is_running() or len(self._kept):
-            the_watcher.call_soon(lambda: self._hand_over(key))
+            with self._told:
+                self._promised += 1
+            the_watcher.call_soon(lambda: self._keep_promise(key))
+
+    def _keep_promise(self, key: int | None) -> None:
+        try:
+            self._hand_over(key)
+        finally:
+            with self._told:
+                self._promised -= 1
+                self._told.notify_all()
 
     def emit(self, worker: ClusterProcess, event: str, *args: object, weight: int = 0) -> None:
         """Deliver an event of ``worker``, or keep it if nobody listens yet.
@@ -194,21 +205,25 @@ class Family:
             return self._told.wait_for(done, timeout)
 
     def is_settled(self) -> bool:
-        """Has every death been told of to the end?"""
-        return not self._untold
+        """Has every death been told of to the end, to late subscribers too?"""
+        return not self._untold and not self._promised
 
 
-_current = Family()
+# Made at the first use: most children never need one, and a fork should cost them little.
+_current: Family | None = None
 
 
 def current() -> Family:
     """Return the family of this process."""
+    global _current
+    if _current is None:
+        _current = Family()
     return _current
 
 
 def _after_fork_in_child() -> None:
     global _current
-    _current = Family()
+    _current = None
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -10,6 +10,7 @@ import atexit
 import importlib
 import io
 import os
+import signal
 import sys
 import threading
 from multiprocessing import util
@@ -17,8 +18,10 @@ from types import FrameType
 from typing import Any
 
 __all__ = [
+    "become_main_thread",
     "flush_std_streams",
     "forget_imports_of_other_threads",
+    "leave_event_loop",
     "let_go_of_stdin",
     "main_frame",
     "renew_exit_functions",
@@ -79,6 +82,35 @@ def let_go_of_stdin() -> None:
     """
     if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.closed:
         sys.stdin = _LockedStdin(sys.stdin)
+
+
+def become_main_thread() -> None:
+    """In a child: the one thread that there is is the main thread, in every respect.
+
+    A child that is forked in a callback goes on in what was the watcher's thread: a daemon,
+    whose threads would be daemons too and die with it.
+    """
+    thread = threading.current_thread()
+    if thread.name != "MainThread":
+        thread.name = "MainThread"
+        thread._daemonic = False  # type: ignore[attr-defined]
+
+
+def leave_event_loop() -> None:
+    """In a child: signals are no business of the event loop that runs in the parent.
+
+    asyncio lets the interpreter write each signal to a socket that parent and child share,
+    and puts a handler that does nothing in the place of the default.
+    """
+    signal.set_wakeup_fd(-1)
+    events = sys.modules.get("asyncio.unix_events")
+    if events is not None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is events._sighandler_noop:
+                is_interrupt = number == signal.SIGINT
+                signal.signal(
+                    number, signal.default_int_handler if is_interrupt else signal.SIG_DFL
+                )
 
 
 def main_frame() -> FrameType | None:

@@ -16,7 +16,6 @@ import copyreg
 import io
 import pickle
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -36,6 +35,10 @@ Segment: TypeAlias = "bytes | bytearray | memoryview"
 Carried: TypeAlias = "socket.socket | Connection[Any, Any]"
 #: The pickle in pieces, the buffers that are not in it, and what is carried beside it.
 Pickled: TypeAlias = tuple[list[Segment], list[memoryview], list[Carried]]
+
+#: The standard library's class, also where gevent replaces the module's name for it. It
+#: travels as ``None``: by its name it would be gevent's on one side only.
+_Socket: Final = socket.socket
 
 #: Bytes. Below, a buffer is cheaper inside the pickle than as a part of its own.
 _SMALL_BUFFER: Final = 4096
@@ -143,7 +146,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no type hin
         if kind is type or kind is FunctionType:
             if _is_global(obj):
                 return NotImplemented
-        elif isinstance(obj, socket.socket):
+        elif isinstance(obj, (_Socket, socket.socket)):
             return self._carry_socket(obj)
         elif isinstance(obj, Connection):
             descriptor = self._carry(obj)
@@ -151,10 +154,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no type hin
         return super().reducer_override(obj)
 
     def _carry_socket(self, sock: socket.socket) -> Any:
-        if isinstance(sock, ssl.SSLSocket):
+        ssl = sys.modules.get("ssl")  # not imported for this question
+        if ssl is not None and isinstance(sock, ssl.SSLSocket):
             raise TypeError("an SSL socket has a state in this process and cannot travel")
         state = (int(sock.family), int(sock.type), sock.proto, sock.gettimeout())
-        return _arrived, (type(sock), self._carry(sock), *state)
+        kind = None if type(sock) is _Socket else type(sock)
+        return _arrived, (kind, self._carry(sock), *state)
 
     def _carry(self, thing: Carried) -> int:
         if thing.fileno() < 0:
@@ -204,7 +209,7 @@ def _attempt(thing: object) -> None:
     _Pickler().dump(thing)
 
 
-def _arrived(kind: type, descriptor: int, *_: object) -> object:
+def _arrived(kind: type | None, descriptor: int, *_: object) -> object:
     """Stands in the pickle for something carried; :class:`_Unpickler` puts its own here."""
     raise pickle.UnpicklingError(f"{kind} number {descriptor} came without its descriptor")
 
@@ -233,7 +238,8 @@ class _Unpickler(pickle.Unpickler):
         fd = self._carried[number]
         if fd < 0:
             raise pickle.UnpicklingError(f"descriptor {number} is taken already")
-        if issubclass(kind, socket.socket):
+        kind = _Socket if kind is None else kind
+        if issubclass(kind, (_Socket, socket.socket)):
             family, type_, proto, timeout = state
             arrived = kind(family, type_, proto, fileno=fd)
             # O_NONBLOCK belongs to the open file, which the sender has too: the same

@@ -103,6 +103,8 @@ class Popen(popen_fork.Popen):
         try:
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
                 interpreter.renew_exit_functions()
+            interpreter.become_main_thread()
+            interpreter.leave_event_loop()
             interpreter.forget_imports_of_other_threads()
             interpreter.let_go_of_stdin()
             process_obj._inherit(channel)  # noqa: SLF001
@@ -162,10 +164,11 @@ class Popen(popen_fork.Popen):
 
     def close(self) -> None:
         """Close the sentinel, at once or as soon as nobody watches it any more."""
-        with self._reaping:
-            self._close_wanted = True
-            if self._watched:
-                return
+        if os.getpid() == self._owner:
+            with self._reaping:
+                self._close_wanted = True
+                if self._watched:
+                    return
         super().close()
 
     def _ended(self, timeout: float | None) -> bool:

@@ -28,7 +28,7 @@ DONE = 7
 @pytest.fixture
 def importing_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> "tuple[threading.Event, threading.Thread]":
+) -> tuple[threading.Event, threading.Thread]:
     """Return what lets go on, and the thread that is in the middle of an import."""
     import builtins
 
@@ -53,7 +53,7 @@ def _imports() -> None:
 
 
 def test_a_child_imports_anew_what_another_thread_was_importing(
-    importing_elsewhere: "tuple[threading.Event, threading.Thread]",
+    importing_elsewhere: tuple[threading.Event, threading.Thread],
 ) -> None:
     """The lock of that import belongs to a thread that the child does not have."""
     go_on, thread = importing_elsewhere
@@ -138,3 +138,65 @@ def test_workers_start_while_the_main_thread_waits_for_a_line(tmp_path: Path) ->
         process.stdin.close()
     assert seen == ["child"] * 10 + ["all"]
     assert process.returncode == 0
+
+
+FORKED_IN_A_CALLBACK = """
+import threading
+import mpcluster as cluster
+
+def first():
+    pass
+
+def second():
+    main = threading.current_thread()
+    print(main.name, main.daemon, main is threading.main_thread(), flush=True)
+    threading.Thread(target=print, args=["its thread ends"], kwargs={"flush": True}).start()
+
+@cluster.on("death")
+def again(worker):
+    if worker.id == 1:
+        cluster.fork(second)
+
+cluster.fork(first)
+cluster.join()
+"""
+
+
+def test_a_worker_forked_in_a_callback_has_an_ordinary_main_thread(tmp_path: Path) -> None:
+    """Not the watcher's, a daemon, whose threads would be daemons and die with it."""
+    program = tmp_path / "forked_in_a_callback.py"
+    program.write_text(FORKED_IN_A_CALLBACK)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    assert done.stdout == "MainThread False True\nits thread ends\n"
+    assert not done.stderr
+
+
+UNDER_ASYNCIO = """
+import asyncio
+import signal
+import time
+import mpcluster as cluster
+
+async def main():
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, print, "the master's handler")
+    worker = cluster.ClusterProcess(target=time.sleep, args=[600])
+    worker.on("death", lambda: loop.call_soon_threadsafe(ended.set))
+    worker.start()
+    worker.terminate()
+    await ended.wait()
+    await asyncio.sleep(0)
+    print(worker.exit_signal)
+
+asyncio.run(main())
+"""
+
+
+def test_a_workers_signals_are_not_those_of_the_masters_event_loop(tmp_path: Path) -> None:
+    """SIGTERM ends the worker, and calls nothing in the master."""
+    program = tmp_path / "under_asyncio.py"
+    program.write_text(UNDER_ASYNCIO)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() in (["15"], ["Signals.SIGTERM"])
+    assert not done.stderr

@@ -63,13 +63,15 @@ def apply(office: Office) -> None:
     use(office)
     os.unlink = paths.unlinker(office.ask, real.unlink)
     os.remove = paths.unlinker(office.ask, real.remove)
+    if real.unlink in os.supports_dir_fd:  # shutil.rmtree asks for it when it is imported
+        os.supports_dir_fd.add(os.unlink)
     if _applied:
         return
     _applied = True
     for name in _METHODS:
         setattr(socket.socket, name, SharedSocket.__dict__[name])
     socket.fromfd = _fromfd
-    eventloops.accept_singly()
+    eventloops.accept_few()
     when_imported("gevent._socket3", _patch_gevent)
 
 
@@ -97,8 +99,8 @@ def _patch_gevent(module: ModuleType) -> None:
 
     wrapped.close = close
     # It takes up to 100 connections a wake-up, as greedy as asyncio (see eventloops).
-    when_imported("gevent.baseserver", _accept_singly)
+    when_imported("gevent.baseserver", _accept_few)
 
 
-def _accept_singly(module: ModuleType) -> None:
+def _accept_few(module: ModuleType) -> None:
     module.BaseServer.max_accept = 1
