@@ -701,3 +701,95 @@ def test_shared_listen_on_udp(offices: Offices) -> None:
         client.connect(addresses[0])
         client.send(b"hello")
         assert client.recv(100) == b"hello"
+
+
+def test_an_exclusive_path_has_its_mode_whatever_the_umask(
+    offices: Offices, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "own.sock")
+
+    def program(worker: Worker) -> None:
+        os.umask(0o027)
+        with sharing.shared_listen(worker.ask, worker.tell, path, exclusive=True, mode=0o602):
+            worker.say(stat.S_IMODE(os.stat(path).st_mode))
+
+    assert offices.start(program).hear() == 0o602
+
+
+def refuse(_: object) -> Any:
+    pytest.fail("nothing is to be asked or told")
+
+
+def test_an_exclusive_listeners_error_names_the_address() -> None:
+    with pytest.raises(OSError, match=r"192\.0\.2\.1:8000") as raised:
+        sharing.shared_listen(refuse, refuse, ("192.0.2.1", 8000), exclusive=True)
+    assert raised.value.address.port == 8000  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "says"),
+    [
+        ({"backlog": "x"}, TypeError, "backlog='x'"),
+        ({"backlog": 1 << 40}, ValueError, "backlog=1099511627776"),
+        ({"mode": "0600"}, TypeError, "mode='0600'.*0o660"),
+        ({"mode": -1}, ValueError, "mode=-1"),
+        ({"scheduling": "nope"}, ValueError, "'nope'.*'slots'"),
+        ({"scheduling": "nope", "exclusive": True}, ValueError, "'nope'"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anybody_is_asked(
+    argument: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        sharing.shared_listen(refuse, refuse, ("127.0.0.1", 0), **argument)
+
+
+# -- clients that bind a port of their own --------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", [None, 0.0])
+def test_a_client_bound_to_a_named_port_connects_and_closes_as_ever(
+    offices: Offices, timeout: float | None
+) -> None:
+    """Also one that does not block, as an event loop's: its port looked like a server's."""
+
+    def program(worker: Worker) -> None:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            client.settimeout(timeout)
+            client.bind(("127.0.0.1", port))
+            with contextlib.suppress(BlockingIOError):
+                client.connect(worker.hear())
+        worker.hear()
+
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        worker = offices.start(program)
+        worker.say(server.getsockname())
+        server.settimeout(PATIENCE)
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(PATIENCE)
+            assert connection.recv(1) == b""
+    assert len(worker.wait_told(Release)) == 1
+
+
+def test_a_listener_inherited_from_the_master_keeps_none_open(offices: Offices) -> None:
+    """A worker closes its own and opens the address anew, while it still has the master's."""
+
+    def ask(body: Any) -> object:
+        return offices.registry.hold(body)
+
+    def program(worker: Worker) -> None:
+        for _ in range(2):
+            tcp(held.getsockname()).close()
+        worker.say("opened twice")
+
+    with sharing.shared_listen(ask, lambda _: None, ("127.0.0.1", 0)) as held:
+        assert offices.start(program).hear() == "opened twice"
+
+
+def test_unlink_still_takes_a_directorys_descriptor(offices: Offices) -> None:
+    """Else `shutil`, imported later, would think that it can remove no tree safely."""
+    worker = offices.start(lambda worker: worker.say(os.unlink in os.supports_dir_fd))
+    assert worker.hear()

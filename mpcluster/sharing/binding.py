@@ -146,15 +146,26 @@ def go_private(sock: _socket.socket, copy: Copy) -> None:
     would connect the siblings.
     """
     listener = copy.listener
-    copies.take(copy.fd)
     datagrams.restore(sock)
-    if not listener.donated:
+    if listener.donated:
+        # Now, not at its close: the master's copy would keep the connection from its end.
+        copies.part(listener)
+        if _listens(sock):  # for `slots` the master has done that; this undoes it
+            real.shutdown(sock, socket.SHUT_RDWR)
+    else:
+        copies.take(copy.fd)
         with real.Socket(sock.family, sock.type, sock.proto) as fresh:
             _copy_options(sock, fresh)
             real.bind(fresh, _own_address(listener.key))
             lay_over(fresh.fileno(), copy.fd)
-    copies.settle(listener)
+        copies.settle(listener)
     real.settimeout(sock, copy.timeout)
+
+
+def _listens(sock: _socket.socket) -> bool:
+    if sock.type == socket.SOCK_DGRAM:
+        return False
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _own_address(key: Key) -> Any:

@@ -24,12 +24,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
+from mpcluster import descriptors
 from mpcluster.errors import ClusterError
 from mpcluster.messages import Key, Listening, Release
 
 from . import real
 
-__all__ = ["Copy", "Listener", "Tell", "add", "drop", "duplicate", "find", "known", "sweep"]
+__all__ = ["Copy", "Listener", "Tell", "add", "drop", "duplicate", "find", "known", "part", "sweep"]
 
 Tell: TypeAlias = Callable[[object], None]
 Identity: TypeAlias = "tuple[int, int] | None"
@@ -160,12 +161,25 @@ def take(fd: int) -> Copy | None:
 
 def settle(listener: Listener) -> None:
     """Release the listener if no descriptor of this process is left on its socket."""
+    kept = descriptors.owned()  # in the master, the registry's own are here, too
     with _lock:
         if any(copy.listener is listener for copy in _copies.values()):
             return
-        if listener.identity is not None and any(descriptors_of(listener.identity)):
+        others = kept | _copies.keys()  # a copy inherited by a fork is of the parent's listener
+        if listener.identity is not None and any(
+            fd not in others for fd in descriptors_of(listener.identity)
+        ):
             _astray.add(listener)
             return
+        _astray.discard(listener)
+    listener.release()
+
+
+def part(listener: Listener) -> None:
+    """Release the listener while this process keeps its socket: that was a client's all along."""
+    with _lock:
+        for fd in [fd for fd, copy in _copies.items() if copy.listener is listener]:
+            del _copies[fd]
         _astray.discard(listener)
     listener.release()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
-from mpcluster.address import parse
+from mpcluster.address import Address, SockAddr, failure, parse
+from mpcluster.scheduling import check
 
 from . import binding, real
 from .binding import Ask, Office
@@ -16,6 +18,9 @@ __all__ = ["shared_listen"]
 
 #: As asyncio and uvicorn have it, roughly; the kernel cuts it to net.core.somaxconn.
 _BACKLOG = 2048
+
+#: What listen(2) takes.
+_MOST = 2**31 - 1
 
 
 def shared_listen(
@@ -45,15 +50,19 @@ def shared_listen(
 
     Raises:
         OSError: As from ``bind``; with ``.address``.
+        TypeError, ValueError: An argument is none; the text says which, and what would be.
     """
     family, where = parse(address, family=family, kind=type)
+    check(scheduling)
+    _check_number("backlog", backlog, 0, _MOST, "connections that may wait")
+    _check_number("mode", mode, 0, 0o777, "permission bits, as 0o660")
     backlog = _BACKLOG if backlog is None else backlog
     sock = _class_for(type, exclusive=exclusive)(family, type)
     try:
         if type == socket.SOCK_STREAM and family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if exclusive:
-            real.bind(sock, where)
+            _bind_here(sock, where, mode)
             if type != socket.SOCK_DGRAM:
                 real.listen(sock, backlog)
             return sock
@@ -69,6 +78,27 @@ def shared_listen(
         sock.close()
         raise
     return sock
+
+
+def _bind_here(sock: socket.socket, where: SockAddr, mode: int | None) -> None:
+    """Bind an exclusive socket; a unix path has its mode from its first moment."""
+    try:
+        if mode is not None and isinstance(where, str):
+            os.fchmod(real.fileno(sock), mode)  # the path's, once it is bound, less the umask
+        real.bind(sock, where)
+        if mode is not None and isinstance(where, str):
+            os.chmod(where, mode)
+    except OSError as error:
+        raise failure(error, Address.of(sock.family, where)) from None
+
+
+def _check_number(name: str, value: object, least: int, most: int, what: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is no int: give {what}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value!r} is not in {least}..{most}: give {what}")
 
 
 class _ListenedDatagram(SharedDatagram, SharedSocket):
