@@ -179,8 +179,10 @@ class Listener:
         return self._policy.drain(route) if route in self._users else []
 
     def holds(self, path: str) -> bool:
-        """Is this the unix path of this listener?"""
-        return self._path is not None and self._path.holds(path)
+        """Is this the unix path of this listener, be it bound here or handed down?"""
+        if self._path is not None:
+            return self._path.holds(path)
+        return isinstance(self.sockname, str) and _same_place(self.sockname, path)
 
     def close(self) -> None:
         """Close the kept sockets and remove the path. Idempotent."""
@@ -230,6 +232,15 @@ def inherited(environ: MutableMapping[str, str]) -> list[socket.socket]:
         else:
             handed_down.detach()
     return found
+
+
+def _same_place(held: str, path: str) -> bool:
+    if os.path.abspath(held) == path:
+        return True
+    try:
+        return os.path.samestat(os.lstat(held), os.lstat(path))
+    except OSError:
+        return False
 
 
 def _has_address(sock: socket.socket) -> bool:

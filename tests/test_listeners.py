@@ -321,6 +321,20 @@ def test_the_path_of_a_socket_handed_down_is_not_ours_to_remove(path):
     assert os.path.exists(path)
 
 
+def test_the_path_of_a_socket_handed_down_is_held(path):
+    """Servers remove the path that they are to bind; nobody could put this one back."""
+    program = f"""
+    from mpcluster.messages import Holds
+    os.symlink({os.path.dirname(path)!r}, {path + ".dir"!r})
+    names = [{path!r}, {path + ".dir/" + os.path.basename(path)!r}, "/dev/null"]
+    print([floor.registry.handle((1,), Holds(name)) for name in names])
+    """
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        assert handed_down(listening, program=program) == "[True, True, False]"
+
+
 def test_the_variables_are_removed_once_read(listening):
     program = "print([name for name in os.environ if name.startswith('LISTEN_')])"
     assert handed_down(listening, program=program) == "[]"
