@@ -12,7 +12,7 @@ import enum
 import os
 import signal
 import sys
-import threading
+from _thread import get_ident  # the threads' own: gevent's names greenlets
 from collections.abc import Callable
 from types import FrameType
 
@@ -46,6 +46,7 @@ class Program:
         self._urgent = urgent
         self._grace = grace
         self._pid = os.getpid()
+        self._main = get_ident()  # this is made in there
         self._stage = Stage.BEFORE
         self._ending = False
         self._exitcode = 0  # what it ends with by itself
@@ -66,9 +67,7 @@ class Program:
         """End it in its main thread, with exit code 0; at the latest after the grace."""
         self._ending = True
         watcher.current().call_later(self._grace, self._end_with_own_code)
-        main = threading.main_thread().ident
-        if main is not None:
-            signal.pthread_kill(main, signal.SIGURG)
+        signal.pthread_kill(self._main, signal.SIGURG)
 
     def end_at_once(self, code: int = 0) -> None:
         """End the process, without the exit functions of its program. Does not return."""

@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import threading
+from _thread import allocate_lock  # gevent's waits in its loop, which this reply is no part of
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -134,9 +135,13 @@ class Upstream:
             ChannelClosedError: The line closed before an answer came.
         """
         future: Future[object] = Future()
+        unanswered = allocate_lock()
+        unanswered.acquire()
+        future.add_done_callback(lambda _: unanswered.release())
         self.request_then(body, (), future)
         if watcher.current().in_thread():
             self._read_until(future)
+        unanswered.acquire()
         return future.result()
 
     def request_then(self, body: object, route: messages.Route, future: Future[object]) -> None:

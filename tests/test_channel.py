@@ -334,6 +334,19 @@ def test_a_connection_travels(pair: Pair) -> None:
         assert reader.recv() == "hello"
 
 
+def test_a_socket_is_the_standard_librarys_whatever_bears_its_name(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library like gevent puts its own class there, in one of the two processes."""
+    kind = socket.socket
+    with kind() as sock:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", type("Impostor", (), {}))
+            arrived = pair.through(sock)
+        with arrived:
+            assert type(arrived) is kind
+
+
 def test_one_socket_twice_in_a_message_is_one_socket(pair: Pair) -> None:
     """As any other object."""
     mine, peer = socket.socketpair()

@@ -29,6 +29,7 @@ SERVERS = {
     "tornado_app": "tornado",
     "hypercorn_app": "hypercorn",
     "gevent_wsgi": "gevent",
+    "gevent_patched": "gevent",
 }
 
 #: Those whose responses say ``Connection: close`` once the drain began.
@@ -41,6 +42,7 @@ POLITE = [
     "tornado_app",
     "waitress_app",
     "gevent_wsgi",
+    "gevent_patched",
 ]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from _thread import get_ident  # the threads' own
 
 __all__ = ["note_inherited", "program_handles_sigterm", "send_sigterm"]
 
 _inherited: object = None
+#: The main thread of a forked child; `threading` may be gevent's by now, and name a greenlet.
+_main: int | None = None
 
 
 def note_inherited() -> None:
@@ -24,6 +28,14 @@ def program_handles_sigterm() -> bool:
 
 def send_sigterm() -> None:
     """Send it to the main thread, whatever that is blocked in."""
-    main = threading.main_thread().ident
+    main = _main or threading.main_thread().ident
     if main is not None:
         signal.pthread_kill(main, signal.SIGTERM)
+
+
+def _after_fork_in_child() -> None:
+    global _main
+    _main = get_ident()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
