@@ -255,8 +255,7 @@ class Life:
             self._step(Step.LISTEN)
             self._emit("listening", Address.of(message.family, message.sockname))
         elif isinstance(message, messages.Leaving):
-            self.asked_to_leave = True
-            self._step(Step.DRAIN)
+            self.ask_to_leave(None)
         elif isinstance(message, messages.Request | messages.Release | messages.Gone):
             family.upward.answer(self._process, message)
         else:

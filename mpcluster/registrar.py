@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import logging
 import os
+import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import cloudpickle
+
 from mpcluster import family, messages, watcher, workerside
+from mpcluster.errors import ClusterError
 from mpcluster.registry import Registry
 from mpcluster.scheduling import queued
 
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["ask", "close", "inherit", "tell"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger("mpcluster")
 
 #: Seconds between two looks at the queue of a worker that is to leave, and for how long.
 QUEUE_LOOK: Final = 0.01
@@ -100,13 +107,15 @@ def _registry_here() -> Registry:
 def _answer_master(body: object) -> object:
     registry = _registry_here()
     if isinstance(body, messages.Bind):
-        return registry.hold(_with_policy(body))
+        return registry.hold(_with_settings(body))
     return registry.handle((), body)
 
 
-def _with_policy(bind: messages.Bind) -> messages.Bind:
+def _with_settings(bind: messages.Bind) -> messages.Bind:
     """What `setup` says, where the asker says nothing; `auto` leaves it to the environment."""
-    policy = family.current().settings.scheduling
+    settings = family.current().settings
+    _registry_here().grace = settings.listener_grace
+    policy = settings.scheduling
     if bind.scheduling is not None or policy == "auto":
         return bind
     return dataclasses.replace(bind, scheduling=policy)
@@ -183,10 +192,20 @@ def _answer(route: messages.Route, request: messages.Request) -> messages.Reply:
     body = request.body
     try:
         if isinstance(body, messages.Bind):
-            body = _with_policy(body)
+            body = _with_settings(body)
         return messages.Reply(request.number, _registry_here().handle(route, body))
     except Exception as error:  # noqa: BLE001  # the asker's to raise
-        return messages.Reply(request.number, error=error)
+        return messages.Reply(request.number, error=_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, if it survives the journey; a policy of the user's own may raise any."""
+    try:
+        pickle.loads(cloudpickle.dumps(error))
+    except Exception:  # the asker waits for something to raise
+        logger.exception("an error that cannot travel to the worker", exc_info=error)
+        return ClusterError(f"the master met {type(error).__name__}: {error}; its log has more")
+    return error
 
 
 def _pass_on(

@@ -29,6 +29,9 @@ C = TypeVar("C", bound=Callback)
 
 EVENTS: Final = ("message", "disconnect")
 
+#: Seconds that a worker which wants to leave waits for a parent that is in a callback.
+PARENT_PATIENCE: Final = 2.0
+
 
 class Worker:
     """This process, as a worker.
@@ -107,9 +110,10 @@ class Worker:
 
         A second call changes nothing.
         """
+        # The parent steers new connections away first, as if the wish had been its own.
         self._upstream.tell(messages.Leaving())
         self.attend()
-        watcher.current().call_soon(self._leave)
+        watcher.current().call_later(PARENT_PATIENCE, self._leave)
         return self
 
     def kill(self) -> None:
