@@ -6,6 +6,7 @@ process: the family of workers, the worker's own side, the registry of listeners
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
@@ -86,6 +87,10 @@ def fork(
         if args or kwargs:
             raise TypeError("args and kwargs are the target's, and there is no target")
         target = mainprogram.locate().run
+    elif callable(target):
+        target = functools.partial(mainprogram.quietly, target)
+    else:
+        raise TypeError(f"target must be callable, not {target!r}")
     process = ClusterProcess(
         None,
         target,

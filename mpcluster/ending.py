@@ -8,9 +8,8 @@ it expects. (A master that is killed needs none of this: see :mod:`mpcluster.lea
 The wait has to happen while the main module still runs: from 3.12 on, a process that has
 begun to shut down can start no thread, and its children inherit that. So the return from
 the main module's code is waited for by ``sys.monitoring``. 3.11 has neither; there the
-wait is an exit function, and a weak reference to the module's code tells a program that
-fell off its end (the code is freed then) from one that raised or exited (the traceback
-holds it).
+wait is an exit function, and the last instruction of the module's frame tells a program
+that fell off its end from one that raised or exited.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import signal
 import sys
 import threading
 import time
-import weakref
+from opcode import opmap
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,7 +46,7 @@ class _Ending:
     def __init__(self, release: Callable[[], None]) -> None:
         self.pid = os.getpid()
         self.release = release
-        self.main_code: weakref.ref[CodeType] | None = None
+        self.main_frame: FrameType | None = None  # 3.11 alone
         self.interrupted = False
 
 
@@ -65,26 +64,26 @@ def prepare(release: Callable[[], None]) -> None:
         return
     _ending = _Ending(release)
     atexit.register(_at_exit)
-    code = _main_code()
-    if code is not None:
+    frame = _main_frame()
+    if frame is not None:
         if sys.version_info >= (3, 12):
-            _await_return(code)
+            _await_return(frame.f_code)
         else:
-            _ending.main_code = weakref.ref(code)
+            _ending.main_frame = frame
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
 
 
-def _main_code() -> CodeType | None:
-    """Find the code of the main module, if it is running (and not a console's line)."""
+def _main_frame() -> FrameType | None:
+    """Find the frame of the main module, if it is running (and not a console's line)."""
     if hasattr(sys, "ps1"):
         return None
     frame = interpreter.main_frame()
     main = sys.modules["__main__"].__dict__
     while frame is not None:
         if frame.f_globals is main and frame.f_code.co_name == "<module>":
-            return frame.f_code
+            return frame
         frame = frame.f_back
     return None
 
@@ -111,6 +110,11 @@ if sys.version_info >= (3, 12):
         monitoring.use_tool_id(tool, _TOOL_NAME)
         monitoring.register_callback(tool, monitoring.events.PY_RETURN, returned)
         monitoring.set_local_events(tool, code, monitoring.events.PY_RETURN)
+
+
+def _has_returned(frame: FrameType) -> bool:
+    """Is the last that it did to return? (Else it raised, SystemExit maybe.)"""
+    return frame.f_code.co_code[frame.f_lasti] == opmap["RETURN_VALUE"]
 
 
 def _is_ours() -> bool:
@@ -153,8 +157,8 @@ def _at_exit() -> None:
     if not _is_ours():
         return
     assert _ending is not None
-    if _ending.main_code is not None and _ending.main_code() is None:
-        _main_program_is_over()  # 3.11, and it fell off its end
+    if _ending.main_frame is not None and _has_returned(_ending.main_frame):
+        _main_program_is_over()
     end_workers()
     _ending.release()
 
@@ -165,9 +169,7 @@ def _die_of_interrupt() -> None:
     if sys.version_info < (3, 12) and _is_ours():
         assert _ending is not None
         if _ending.interrupted:
-            interpreter.flush_std_streams()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
+            interpreter.die_of_sigint()
 
 
 atexit.register(_die_of_interrupt)

@@ -59,10 +59,18 @@ def _unraisable_type() -> Callable[[tuple[object, ...]], Any]:
 _Unraisable = _unraisable_type()
 
 
-def call(callback: Callback, *args: object) -> None:
-    """Call a user's callback; what it raises is reported and stops nothing."""
+def call(
+    callback: Callback, *args: object, expected: tuple[type[BaseException], ...] = ()
+) -> None:
+    """Call a user's callback; what it raises is reported and stops nothing.
+
+    Args:
+        expected: Errors that are passed over without a word.
+    """
     try:
         callback(*args)
+    except expected:
+        pass
     except BaseException as error:  # noqa: BLE001
         # SystemExit too: a callback runs in the watcher's thread, which is not the
         # program's to end.

@@ -8,12 +8,13 @@ delivered in the watcher's thread; a forked child begins with a family of its ow
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from mpcluster import messages, watcher
@@ -33,6 +34,14 @@ CLUSTER_EVENTS: Final = WORKER_EVENTS
 #: Dead workers whose events are kept for a late subscriber. Each has a pidfd, so this must
 #: be far below the usual limit of 1024 descriptors.
 MOST_DEAD_KEPT: Final = 128
+
+
+#: Seconds that the end of the master waits for forks that are under way.
+FORK_PATIENCE: Final = 1.0
+
+
+class EndingError(RuntimeError):
+    """A worker was to be forked while the master ends. A callback that meets it is silent."""
 
 
 class Upward:
@@ -71,11 +80,12 @@ class Family:
         self._dead_kept: deque[int | None] = deque()  # the dead of whom something is kept
         self._warned_of_loss = False
         self._silent = False
-        # Guards `_untold`, `_promised` and `_awaited`: the watcher takes it when a death has
-        # been told, any thread to wait for that. Nothing of a user's is called under it.
+        # Guards what follows: the watcher takes it when a death has been told, any thread to
+        # wait for that. Nothing of a user's is called under it.
         self._told = threading.Condition()
         self._awaited: list[tuple[frozenset[int], Callable[[], object]]] = []
         self._promised = 0  # new subscribers to whom nothing has been handed over yet
+        self._forking: set[int] = set()  # the threads that fork a worker right now
         self._untold: set[int] = set()  # dead, `death` not yet delivered to the end
 
     def __repr__(self) -> str:
@@ -127,9 +137,9 @@ class Family:
 
     def _deliver(self, worker: ClusterProcess, event: str, args: tuple[object, ...]) -> None:
         for callback in worker.emitter.take(event):
-            call(callback, *args)
+            call(callback, *args, expected=(EndingError,))
         for callback in self.emitter.take(event):
-            call(callback, worker, *args)
+            call(callback, worker, *args, expected=(EndingError,))
         if event == "death":
             # Told to the end. But what it has said is its work, and nobody has heard it.
             self._kept.forget(worker.id, but="message")
@@ -156,9 +166,36 @@ class Family:
             key = worker.id
             watcher.current().call_soon(lambda: self._kept.forget(key))
 
+    # -- the end of the master ---------------------------------------------------------------
+
     def silence(self) -> None:
-        """The process ends: deliver nothing more, so that no callback forks a successor."""
-        self._silent = True
+        """The process ends: deliver nothing more, and let no worker be forked any more.
+
+        Returns when those that other threads were just forking are there to be ended.
+        """
+        with self._told:
+            self._silent = True
+            me = threading.get_ident()
+            self._told.wait_for(lambda: not (self._forking - {me}), FORK_PATIENCE)
+
+    @contextlib.contextmanager
+    def forking(self) -> Iterator[None]:
+        """Around the fork of a worker and its entry in `workers`.
+
+        Raises:
+            EndingError: The process ends.
+        """
+        me = threading.get_ident()
+        with self._told:
+            if self._silent:
+                raise EndingError("this master is about to end and forks no worker any more")
+            self._forking.add(me)
+        try:
+            yield
+        finally:
+            with self._told:
+                self._forking.discard(me)
+                self._told.notify_all()
 
     # -- deaths ----------------------------------------------------------------------------
 

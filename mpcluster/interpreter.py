@@ -19,6 +19,7 @@ from typing import Any
 
 __all__ = [
     "become_main_thread",
+    "die_of_sigint",
     "flush_std_streams",
     "forget_imports_of_other_threads",
     "leave_event_loop",
@@ -32,6 +33,13 @@ __all__ = [
 def flush_std_streams() -> None:
     """Flush ``sys.stdout`` and ``sys.stderr``, whatever they are; as at a process's end."""
     util._flush_std_streams()  # type: ignore[attr-defined]
+
+
+def die_of_sigint() -> None:
+    """End as Ctrl-C ends a program, so that a parent sees it, but without a traceback."""
+    flush_std_streams()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def renew_exit_functions() -> None:

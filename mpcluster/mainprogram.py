@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from typing import Any
 
 from mpcluster import interpreter, workerside
 
-__all__ = ["MainProgram", "locate"]
+__all__ = ["MainProgram", "locate", "quietly"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class MainProgram:
             if myself is not None:
                 myself.stay()
         except KeyboardInterrupt:
-            _die_of_sigint()
+            interpreter.die_of_sigint()
         finally:
             if sys.version_info < (3, 13):
                 interpreter.run_exit_functions()
@@ -85,7 +85,8 @@ def locate() -> MainProgram:
     loader = getattr(main, "__loader__", None)
     spec = getattr(main, "__spec__", None)
     file = getattr(main, "__file__", None)
-    if file is None or loader is None or hasattr(sys, "ps1"):
+    is_code = hasattr(loader, "get_data") or spec is not None
+    if file is None or not is_code or hasattr(sys, "ps1"):
         raise RuntimeError(
             "fork() without a target runs the main program again, and this one is not a "
             "file (interactive, -c or standard input); give fork() a target function"
@@ -99,7 +100,14 @@ def locate() -> MainProgram:
     )
 
 
-_start_directory = os.getcwd()
+def _directory_now() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.curdir
+
+
+_start_directory = _directory_now()
 
 
 def _start_file(file: str) -> str:
@@ -107,8 +115,9 @@ def _start_file(file: str) -> str:
     return os.path.join(_start_directory, file)
 
 
-def _die_of_sigint() -> None:
-    """Ctrl-C ends a worker as it ends any program, but without a traceback each."""
-    interpreter.flush_std_streams()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
+def quietly(target: Callable[..., object], *args: object, **kwargs: object) -> None:
+    """Call a worker's target; Ctrl-C ends it as it ends any program, but without a traceback."""
+    try:
+        target(*args, **kwargs)
+    except KeyboardInterrupt:
+        interpreter.die_of_sigint()

@@ -109,6 +109,8 @@ class Popen(popen_fork.Popen):
             interpreter.let_go_of_stdin()
             process_obj._inherit(channel)  # noqa: SLF001
             code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
+        except KeyboardInterrupt:
+            interpreter.die_of_sigint()  # before its program began
         except BaseException:  # noqa: BLE001
             traceback.print_exc()  # the base class prints those of the program
         finally:

@@ -6,6 +6,7 @@ happens to it, the watcher's thread takes in: :mod:`mpcluster.life`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -141,16 +142,18 @@ class ClusterProcess(context.ForkProcess):
         if self._popen is None:
             self._settings = self._family.settings
             self._id = next(self._family.ids)
-        super().start()
-        assert self._popen is not None
-        assert self._id is not None
-        try:
-            self._life = Life(self, self._popen, self._settings, self._family)
-        except OSError:  # out of descriptors: a child that nobody can watch must not live
-            self._popen.kill()
-            self._popen.wait()
-            raise
-        self._family.workers[self._id] = self
+        watcher.current()  # fails now or never
+        with self._family.forking() if self.is_forked else contextlib.nullcontext():
+            super().start()
+            assert self._popen is not None
+            assert self._id is not None
+            try:
+                self._life = Life(self, self._popen, self._settings, self._family)
+            except OSError:  # out of descriptors: a child that nobody can watch must not live
+                self._popen.kill()
+                self._popen.wait()
+                raise
+            self._family.workers[self._id] = self
         self._life.begin()
 
     # -- in the child ----------------------------------------------------------------------
