@@ -138,10 +138,14 @@ class Upstream:
         unanswered = allocate_lock()
         unanswered.acquire()
         future.add_done_callback(lambda _: unanswered.release())
-        self.request_then(body, (), future)
-        if watcher.current().in_thread():
-            self._read_until(future)
-        unanswered.acquire()
+        try:
+            self.request_then(body, (), future)
+            if watcher.current().in_thread():
+                self._read_until(future)
+            unanswered.acquire()
+        except BaseException:  # Ctrl-C, or what another signal's handler raised
+            future.cancel()
+            raise
         return future.result()
 
     def request_then(self, body: object, route: messages.Route, future: Future[object]) -> None:
@@ -229,10 +233,19 @@ class Upstream:
         future = self._replies.pop(reply.number, None)
         if future is None:
             logger.warning("an answer to no question of this worker: %r", reply)
+        elif future.cancelled():
+            self._give_back(reply.value)
         elif reply.error is not None:
             future.set_exception(reply.error)
         else:
             future.set_result(reply.value)
+
+    def _give_back(self, value: object) -> None:
+        """Nobody waits for this answer any more: let go of the listener in it."""
+        if isinstance(value, messages.Bound):
+            if value.socket is not None:
+                value.socket.close()
+            self.tell(messages.Release(value.key))
 
     def _read_until(self, future: Future[object]) -> None:
         """A callback asks: read on in here, and leave all but replies for afterwards."""
