@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from mpcluster import messages, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Emitter, KeptEvents, call, report
+from mpcluster.forking import EndingError
 
 if TYPE_CHECKING:
     from mpcluster.process import ClusterProcess
@@ -40,8 +42,9 @@ MOST_DEAD_KEPT: Final = 128
 FORK_PATIENCE: Final = 1.0
 
 
-class EndingError(RuntimeError):
-    """A worker was to be forked while the master ends. A callback that meets it is silent."""
+#: Seconds of one wait in C: a Ctrl-C that comes in the instant before it begins (which is
+#: long, when another thread wants the interpreter) is noticed only when it ends.
+SLICE: Final = 0.5
 
 
 class Upward:
@@ -238,8 +241,12 @@ class Family:
 
         Not for the watcher's thread, which would wait for itself.
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self._told:
-            return self._told.wait_for(done, timeout)
+            while True:
+                left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+                if self._told.wait_for(done, left) or left < SLICE:
+                    return done()
 
     def is_settled(self) -> bool:
         """Has every death been told of to the end, to late subscribers too?"""

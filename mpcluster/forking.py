@@ -15,6 +15,7 @@ import ctypes
 import itertools
 import operator
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -23,9 +24,15 @@ from typing import Final
 
 from mpcluster import descriptors, watcher
 
-__all__ = ["fork"]
+__all__ = ["EndingError", "fork"]
+
+_EVERY_SIGNAL: Final = signal.valid_signals()
 
 _WARNS: Final = sys.version_info >= (3, 12)
+
+
+class EndingError(RuntimeError):
+    """A child was to be forked while the process ends. A callback that meets it is silent."""
 
 
 def fork(keep: tuple[int, ...] = ()) -> int:
@@ -36,17 +43,23 @@ def fork(keep: tuple[int, ...] = ()) -> int:
 
     Raises:
         OSError: The system has no room for one more process.
-        RuntimeError: The main program is over and the interpreter shuts down (3.12+): a
+        EndingError: The main program is over and the interpreter shuts down (3.12+): a
             child of it could start no thread.
     """
-    with descriptors.keep(*keep):
-        if not _WARNS:
-            return os.fork()
+    if _WARNS:
         if not threading.main_thread().is_alive():
-            raise RuntimeError("cannot fork at interpreter shutdown: the main program is over")
+            raise EndingError("cannot fork at interpreter shutdown: the main program is over")
         _warn_of_threads()  # before: where warnings are errors, there is no child then
         sys.audit("os.fork")
-        return _raw_fork()
+    # A signal to the child waits there until the interpreter has forgotten those of its
+    # parent, and the handlers that are the master's alone are taken back: a SIGTERM that
+    # came before would be forgotten with them, and who sent it would wait for ever.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
+    try:
+        with descriptors.keep(*keep):
+            return _raw_fork()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _load() -> Callable[[], int]:

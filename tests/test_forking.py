@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -205,3 +206,30 @@ def test_a_ctrl_c_in_the_middle_of_a_fork_comes_when_that_is_whole() -> None:
     done = run(PROGRAMS / "fork_and_ctrl_c.py")
     # (The interpreter's own hooks, which run right after it, may swallow the exception.)
     assert done.stdout.endswith("children [0] locks free\n"), done.stderr
+
+
+def test_a_signal_to_a_child_that_is_not_yet_itself_is_not_lost() -> None:
+    """The master has a handler for SIGTERM; whoever sends it to the child means its end."""
+    done = python(
+        """
+        import os, signal
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        me = os.getpid()
+
+        def at_once():  # runs first of all in the child: the handler is still the master's
+            if os.getpid() != me:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def take_back():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+        os.register_at_fork(after_in_child=at_once)
+        os.register_at_fork(after_in_child=take_back)
+        from mpcluster import forking
+        pid = forking.fork()
+        if pid == 0:
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        """
+    )
+    assert (done.stdout, done.stderr) == (f"{-signal.SIGTERM}\n", "")
