@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mpcluster import ending, family, watcher
+from mpcluster.events import KeptEvents
 from mpcluster.family import Family
 from mpcluster.process import ClusterProcess
 
@@ -33,6 +34,9 @@ def relatives_fixture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
         worker.kill()
     assert mine.wait_told(lambda: not mine.workers and mine.is_settled(), PATIENCE)
     settle()
+    # The runner keeps the fixture's value a while; it is not to keep workers alive by it.
+    mine.emitter.clear()
+    mine._kept = KeptEvents()
 
 
 def settle() -> None:

@@ -29,15 +29,17 @@ def write(script: Path, code: str) -> Path:
     return script
 
 
-def expect(program: subprocess.Popen[str], *words: str) -> list[str]:
-    """Read lines until each of these words has come, in whatever order."""
-    lines: list[str] = []
+def expect(program: subprocess.Popen[str], **times: int) -> None:
+    """Read until each of these words has come so often, in whatever order.
+
+    Words are counted, not lines: two threads that print may share one.
+    """
+    read = ""
     assert program.stdout is not None
-    while not all(any(word in line for line in lines) for word in words):
+    while any(read.count(word) < count for word, count in times.items()):
         line = program.stdout.readline()
-        assert line, (lines, program.stderr.read() if program.stderr else "")
-        lines.append(line.strip())
-    return lines
+        assert line, (read, program.stderr.read() if program.stderr else "")
+        read += line
 
 
 class TestFallsOffItsEnd:
@@ -263,9 +265,7 @@ class TestSignals:
         self, script: Path, master: str
     ) -> None:
         program = begin(write(script, WAITING.format(master=master)))
-        lines = expect(program, *["online"])
-        while len([line for line in lines if "online" in line]) < 4:
-            lines += expect(program, "online")
+        expect(program, online=4)
         os.killpg(program.pid, signal.SIGINT)
         done = finish(program)
         assert done.returncode == -signal.SIGINT
@@ -278,9 +278,7 @@ class TestSignals:
         self, script: Path, master: str
     ) -> None:
         program = begin(write(script, WAITING.format(master=master)))
-        lines: list[str] = []
-        while len(lines) < 4:
-            lines += expect(program, "online")
+        expect(program, online=4)
         os.kill(program.pid, signal.SIGTERM)
         done = finish(program)
         assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
@@ -313,9 +311,7 @@ class TestSignals:
             """,
         )
         program = begin(script)
-        lines = expect(program, "forked")
-        while len(lines) < 4:
-            lines += expect(program, "online")
+        expect(program, forked=1, online=3)
         os.killpg(program.pid, signal.SIGINT)
         done = finish(program)
         assert done.returncode == -signal.SIGINT
@@ -331,7 +327,7 @@ class TestSignals:
             """,
         )
         program = begin(script)
-        expect(program, "online")
+        expect(program, online=1)
         program.terminate()
         done = finish(program)
         assert (done.stdout.strip(), done.stderr, done.returncode) == ("left", "", 0)
@@ -353,7 +349,7 @@ class TestSignals:
             """,
         )
         program = begin(script)
-        expect(program, "deaf", "forked")
+        expect(program, deaf=1, forked=1)
         os.kill(program.pid, signal.SIGINT)
         pidfd = os.pidfd_open(program.pid)
         try:
