@@ -59,9 +59,7 @@ def _unraisable_type() -> Callable[[tuple[object, ...]], Any]:
 _Unraisable = _unraisable_type()
 
 
-def call(
-    callback: Callback, *args: object, expected: tuple[type[BaseException], ...] = ()
-) -> None:
+def call(callback: Callback, *args: object, expected: tuple[type[BaseException], ...] = ()) -> None:
     """Call a user's callback; what it raises is reported and stops nothing.
 
     Args:

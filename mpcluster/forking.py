@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from typing import Final
 
-from mpcluster import descriptors, watcher
+from mpcluster import descriptors, interpreter, watcher
 
 __all__ = ["EndingError", "fork"]
 
@@ -55,10 +55,15 @@ def fork(keep: tuple[int, ...] = ()) -> int:
     # parent, and the handlers that are the master's alone are taken back: a SIGTERM that
     # came before would be forgotten with them, and who sent it would wait for ever.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
+    held = interpreter.hold_logging()
+    pid = -1
     try:
         with descriptors.keep(*keep):
-            return _raw_fork()
+            pid = _raw_fork()
+        return pid
     finally:
+        if pid:  # not in the child: there, logging has made its locks anew
+            interpreter.let_go_of_logging(held)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 

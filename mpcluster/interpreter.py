@@ -9,10 +9,12 @@ from __future__ import annotations
 import atexit
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
 import threading
+import time
 from multiprocessing import util
 from types import FrameType
 from typing import Any
@@ -22,10 +24,13 @@ __all__ = [
     "die_of_sigint",
     "flush_std_streams",
     "forget_imports_of_other_threads",
+    "hold_logging",
     "leave_event_loop",
+    "let_go_of_logging",
     "let_go_of_stdin",
     "main_frame",
     "renew_exit_functions",
+    "renew_std_streams",
     "run_exit_functions",
 ]
 
@@ -119,6 +124,64 @@ def leave_event_loop() -> None:
                 signal.signal(
                     number, signal.default_int_handler if is_interrupt else signal.SIG_DFL
                 )
+
+
+def hold_logging() -> list[Any]:
+    """Before a fork: wait until no thread is in the middle of writing to a log.
+
+    The handlers' own locks are made anew in a child, but not the lock in the file that a
+    handler writes to, which a thread holds meanwhile. A thread that takes longer than a
+    second is not waited for.
+
+    Returns:
+        What :func:`let_go_of_logging` takes, in the parent.
+    """
+    locks = [logging._lock]  # type: ignore[attr-defined]
+    handlers = (reference() for reference in list(logging._handlerList))  # type: ignore[attr-defined]
+    locks += [handler.lock for handler in handlers if handler is not None and handler.lock]
+    deadline = time.monotonic() + 1.0
+    return [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
+
+
+def let_go_of_logging(held: list[Any]) -> None:
+    """After the fork, in the parent."""
+    for lock in reversed(held):
+        lock.release()
+
+
+def renew_std_streams() -> None:
+    """In a child of a process with threads: write to stdout and stderr by new objects.
+
+    The old ones have a lock inside, which a thread that was printing has taken along. What
+    was in them was flushed before the fork.
+    """
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)
+        if not isinstance(old, io.TextIOWrapper) or old.closed:
+            continue
+        if not isinstance(old.buffer, io.BufferedWriter):
+            continue
+        raw = io.FileIO(old.fileno(), "w", closefd=False)
+        raw.name = old.name
+        fresh = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=old.encoding,
+            errors=old.errors,
+            newline="\n",
+            line_buffering=old.line_buffering,
+            write_through=old.write_through,
+        )
+        _left_behind.append(old)  # its finalizer would wait for that lock
+        setattr(sys, name, fresh)
+        if getattr(sys, f"__{name}__") is old:
+            setattr(sys, f"__{name}__", fresh)
+        for reference in list(logging._handlerList):  # type: ignore[attr-defined]
+            handler = reference()
+            if getattr(handler, "stream", None) is old:
+                handler.stream = fresh
+
+
+_left_behind: list[object] = []
 
 
 def main_frame() -> FrameType | None:

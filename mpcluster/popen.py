@@ -70,10 +70,11 @@ class Popen(popen_fork.Popen):
             descriptors.own(theirs)
         try:
             parent_sentinel = _own_pidfd()
+            threaded = threading.active_count() > 1
             keep = (theirs.fileno(), parent_sentinel, leash.hold())
             pid = forking.fork(keep)
             if pid == 0:
-                self._run_child(process_obj, theirs, parent_sentinel)
+                self._run_child(process_obj, theirs, parent_sentinel, threaded=threaded)
         except BaseException:
             if os.getpid() != self._owner:
                 os._exit(1)  # a Ctrl-C just after the fork: no second master goes on here
@@ -98,7 +99,9 @@ class Popen(popen_fork.Popen):
         self._watched = self._close_wanted = False  # guarded by `_reaping`, too
 
     @staticmethod
-    def _run_child(process_obj: Child, channel: Connection[Any, Any], sentinel: int) -> None:
+    def _run_child(
+        process_obj: Child, channel: Connection[Any, Any], sentinel: int, *, threaded: bool
+    ) -> None:
         code = 1
         try:
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
@@ -107,6 +110,8 @@ class Popen(popen_fork.Popen):
             interpreter.leave_event_loop()
             interpreter.forget_imports_of_other_threads()
             interpreter.let_go_of_stdin()
+            if threaded:
+                interpreter.renew_std_streams()
             process_obj._inherit(channel)  # noqa: SLF001
             code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
         except KeyboardInterrupt:
