@@ -753,9 +753,10 @@ class TestNested:
 
         with cluster.listen(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-            diary = follow("message")
+            diary = follow("message", "death")
             cluster.fork(outer)
             diary.until("message", 1, [0, 0, 0])
+            diary.until("death", 1)  # by itself, so that nobody keeps its listeners for it
 
     def test_an_error_of_the_root_is_raised_in_the_innermost(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
