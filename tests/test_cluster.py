@@ -1,4 +1,4 @@
-"""What ``import mpcluster as cluster`` gives: fork, workers, events, messages, settings, the end."""
+"""What ``import mpcluster as cluster`` gives: fork, workers, events, messages, the end."""
 
 from __future__ import annotations
 

@@ -258,9 +258,7 @@ WAITING = """
 
 
 class TestSignals:
-    @pytest.mark.parametrize(
-        "master", ["", "cluster.join()", "while True: time.sleep(0.05)"]
-    )
+    @pytest.mark.parametrize("master", ["", "cluster.join()", "while True: time.sleep(0.05)"])
     def test_ctrl_c_ends_everything_and_the_master_by_that_signal(
         self, script: Path, master: str
     ) -> None:
@@ -441,7 +439,8 @@ class TestMainPrograms:
         program = begin("-i", "-q", stdin=subprocess.PIPE)
         assert program.stdin is not None
         program.stdin.write(
-            "import mpcluster\nw = mpcluster.fork(print, ('said',))\n_ = mpcluster.join(30)\nexit()\n"
+            "import mpcluster\nw = mpcluster.fork(print, ('said',))\n"
+            "_ = mpcluster.join(30)\nexit()\n"
         )
         done = finish(program)
         assert "said" in done.stdout, done.stderr
@@ -489,12 +488,16 @@ class TestMainPrograms:
     def test_it_works_with_no_current_directory(self, tmp_path: Path, script: Path) -> None:
         gone = tmp_path / "gone"
         gone.mkdir()
-        write(script, "import os; os.rmdir(os.getcwd())\n" + textwrap.dedent("""
+        write(
+            script,
+            "import os; os.rmdir(os.getcwd())\n"
+            + textwrap.dedent("""
             import mpcluster as cluster
             print("master" if cluster.is_master else "worker", flush=True)
             if cluster.is_master:
                 cluster.fork(print, ("target",))
-            """))
+            """),
+        )
         done = run(script, cwd=gone)
         assert sorted(done.stdout.split()) == ["master", "target"], done.stderr
         assert done.returncode == 0
