@@ -17,7 +17,7 @@ from multiprocessing import context
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
-from mpcluster import drain, family, leash, messages, sharing, watcher, workerside
+from mpcluster import descriptors, drain, family, leash, messages, sharing, watcher, workerside
 from mpcluster.errors import NotMasterError
 from mpcluster.events import Callback, Emitter
 from mpcluster.life import Life
@@ -152,6 +152,8 @@ class ClusterProcess(context.ForkProcess):
             except OSError:  # out of descriptors: a child that nobody can watch must not live
                 self._popen.kill()
                 self._popen.wait()
+                descriptors.close(self._popen.connection)
+                self.is_alive()  # multiprocessing forgets it, and its sentinel goes
                 raise
             self._family.workers[self._id] = self
         self._life.begin()
