@@ -64,6 +64,8 @@ def fork(keep: tuple[int, ...] = ()) -> int:
     finally:
         if pid:  # not in the child: there, logging has made its locks anew
             interpreter.let_go_of_logging(held)
+        else:
+            interpreter.leave_event_loop()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 

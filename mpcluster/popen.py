@@ -107,7 +107,6 @@ class Popen(popen_fork.Popen):
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
                 interpreter.renew_exit_functions()
             interpreter.become_main_thread()
-            interpreter.leave_event_loop()
             interpreter.forget_imports_of_other_threads()
             interpreter.let_go_of_stdin()
             if threaded:

@@ -268,8 +268,8 @@ class TestSignals:
         done = finish(program)
         assert done.returncode == -signal.SIGINT
         assert "Error" not in done.stderr
-        # The program's own traceback may be shown; with nothing but its own lines at its end.
-        assert done.stderr.count("Traceback") <= (1 if master else 0), done.stderr
+        # The program's own traceback may be shown: it may still be in its last fork().
+        assert done.stderr.count("Traceback") <= 1, done.stderr
 
     @pytest.mark.parametrize("master", ["", "cluster.join()", "while True: time.sleep(0.05)"])
     def test_sigterm_to_the_master_alone_ends_everything_without_a_word(
