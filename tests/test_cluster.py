@@ -506,7 +506,7 @@ class TestMessages:
         deaf = cluster.fork(lambda: (cluster.send("here"), for_ever()), share_ports=False)
         diary = follow("message")
         diary.until("message", 1, "here")
-        with pytest.raises(cluster.ChannelFullError):  # noqa: PT012
+        with pytest.raises(cluster.ChannelFullError):
             while True:
                 deaf.send(b"x" * 10_000)
         cluster.fork(echo)

@@ -333,7 +333,7 @@ def test_9_a_reader_that_never_reads_meets_a_clear_error_and_stalls_nobody() -> 
     deaf = cluster.fork(deaf_target, share_ports=False)
     diary.until("message", 1, "here")
     other = cluster.fork(lambda: (cluster.on("message", cluster.send), threading.Event().wait()))
-    with pytest.raises(cluster.ChannelFullError, match="worker 1 .* does not read"):  # noqa: PT012
+    with pytest.raises(cluster.ChannelFullError, match="worker 1 .* does not read"):
         for _ in range(1000):
             deaf.send(bytes(MEGABYTE // 10))
     other.send("to the other")
@@ -463,7 +463,7 @@ def test_a_thread_that_sends_while_its_worker_dies_gets_the_error_for_a_closed_c
         try:
             while True:
                 worker.send(b"x" * 1000)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             errors.append(error)
 
     cluster.setup(channel_limit=1000)

@@ -27,7 +27,7 @@ def target(number: int) -> None:
 
 @cluster.on("death")
 def restart(worker: cluster.ClusterProcess) -> None:
-    global deaths  # noqa: PLW0603
+    global deaths
     deaths += 1
     assert worker.exitcode == 0, worker.exitcode
     if deaths + 3 < TIMES:
