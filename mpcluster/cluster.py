@@ -23,7 +23,12 @@ from mpcluster import (
     watcher,
     workerside,
 )
-from mpcluster.errors import ClusterError, NotMasterError, SerializationError
+from mpcluster.errors import (
+    ChannelClosedError,
+    ClusterError,
+    NotMasterError,
+    SerializationError,
+)
 from mpcluster.events import Callback
 from mpcluster.process import ClusterProcess
 from mpcluster.scheduling import check
@@ -190,9 +195,10 @@ def broadcast(message: object) -> None:
             process.send(message)
         except SerializationError:
             raise
+        except ChannelClosedError:
+            continue  # it is gone, which will be told of
         except (OSError, ClusterError) as error:
-            if process.is_connected:
-                errors.append(error)
+            errors.append(error)
     if errors:
         raise ExceptionGroup("not every worker could be reached", errors)
 

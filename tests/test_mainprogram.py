@@ -92,4 +92,4 @@ def test_the_code_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     found = mainprogram.locate()
     path.write_text("version = 2\n")
     found._execute()
-    assert sys.modules["__main__"].version == 2  # type: ignore[attr-defined]
+    assert sys.modules["__main__"].version == 2

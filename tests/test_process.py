@@ -27,7 +27,6 @@ from mpcluster import NotMasterError, WorkerState, family, forking, life, messag
 from mpcluster.family import Family
 from mpcluster.popen import UNKNOWN_EXITCODE
 from mpcluster.process import ClusterProcess
-from mpcluster.wire import Kind
 from tests.happenings import (  # noqa: F401  # one is a fixture
     PATIENCE,
     Diary,
@@ -704,7 +703,6 @@ def test_a_backlog_told_while_the_watcher_flushes_is_not_forgotten(
         assert worker is not None
         release_me.wait()
         total = 0
-        worker.on("message", lambda message: counted(message))
 
         def counted(message: bytes | None) -> None:
             nonlocal total
@@ -714,6 +712,7 @@ def test_a_backlog_told_while_the_watcher_flushes_is_not_forgotten(
             if total == 2_000_000:
                 mpcluster.send(total)
 
+        worker.on("message", counted)
         threading.Event().wait()
 
     with Gate() as release_me:
@@ -1188,4 +1187,3 @@ def test_a_user_message_that_looks_like_a_control_message_is_a_users() -> None:
     diary.until("death")
     assert ("message", messages.Leaving()) in diary.lines
     assert not one.exited_after_disconnect
-    assert Kind.USER is not Kind.CONTROL

@@ -184,11 +184,16 @@ def test_what_a_call_raises_is_reported_and_stops_nothing(
     assert diary.events == ["SystemExit(1)", "next"]
 
 
-def test_timers_come_by_their_time_not_by_their_making(the_watcher: Watcher) -> None:
+def test_timers_come_by_their_time_not_by_their_making(
+    the_watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     diary = Diary()
-    the_watcher.call_later(0.02, diary.writer("second"))
-    the_watcher.call_later(0.01, diary.writer("first"))
-    the_watcher.call_later(0.02, diary.writer("third"))
+    now = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(watcher.time, "monotonic", lambda: now)  # all are made at once
+        the_watcher.call_later(0.02, diary.writer("second"))
+        the_watcher.call_later(0.01, diary.writer("first"))
+        the_watcher.call_later(0.02, diary.writer("third"))
     diary.until("third")
     assert diary.events == ["first", "second", "third"]
 
