@@ -16,7 +16,8 @@ from typing import TypeAlias
 
 #: ``(family, type, proto, address, ordinal)``: which listener. ``address`` is numeric
 #: ``(host, port, ...)`` as the socket module has it, or an absolute path; ``ordinal``
-#: counts the port-0 listeners of one worker and is ``None`` for a named port.
+#: counts the port-0 listeners of one worker. At a named address it is ``None`` for a worker's
+#: first socket, and counts further ones (``SO_REUSEPORT``) from 1.
 Key: TypeAlias = tuple[int, int, int, "tuple[object, ...] | str | bytes", "int | None"]
 
 #: A worker as the root master sees it: the ids on the way down, ``(3,)`` or ``(3, 1)``.
@@ -88,6 +89,14 @@ class Holds:
     """Is this unix path held by the registry? (Servers unlink before they bind.)"""
 
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SteerAway:
+    """The asker is about to leave: spread no new connection to it, or to those below it.
+
+    The reply comes when it has taken what had queued for it alone, or has had its time.
+    """
 
 
 # -- parent → worker ---------------------------------------------------------------------
