@@ -145,10 +145,13 @@ class _Upward(family.Upward):
         myself = workerside.current()
         if isinstance(message, messages.Request):
             route = (worker.id, *message.route)
-            if myself is None:
-                worker.reply(_answer(route, message))
-            else:
+            if myself is not None:
                 _pass_on(myself, worker, route, message)
+            elif isinstance(message.body, messages.SteerAway):
+                reply = messages.Reply(message.number)
+                _steer_away(route, lambda: worker.is_dead, lambda: worker.reply(reply))
+            else:
+                worker.reply(_answer(route, message))
         elif isinstance(message, messages.Release):
             # Of a worker further down it comes as a request.
             if myself is None:
@@ -160,21 +163,11 @@ class _Upward(family.Upward):
 
     def leaving(self, worker: ClusterProcess, proceed: Callable[[], object]) -> None:
         assert worker.id is not None
-        if _registry is None or workerside.current() is not None:
-            proceed()
-            return
-        its_own = _registry.drain((worker.id,))
-        deadline = time.monotonic() + QUEUE_PATIENCE
-
-        def look() -> None:
-            # It takes what has queued for it alone before it hears that it shall go.
-            waiting = any(sock.fileno() >= 0 and queued(sock) for sock in its_own)
-            if waiting and not worker.is_dead and time.monotonic() < deadline:
-                watcher.current().call_later(QUEUE_LOOK, look)
-            else:
-                proceed()
-
-        look()
+        myself = workerside.current()
+        if myself is None:
+            _steer_away((worker.id,), lambda: worker.is_dead, proceed)
+        else:
+            _have_steered_away(myself, (worker.id,), proceed)
 
     def gone(self, worker: ClusterProcess, *, crashed: bool) -> None:
         assert worker.id is not None
@@ -186,6 +179,45 @@ class _Upward(family.Upward):
             myself.tell(messages.Gone(route, crashed))
         elif _registry is not None:
             _registry.left(route, crashed=crashed)
+
+
+def _steer_away(
+    route: messages.Route, is_over: Callable[[], bool], proceed: Callable[[], object]
+) -> None:
+    """In the root master: ``proceed()`` when nothing waits any more for that worker alone."""
+    its_own = [] if _registry is None else _registry.drain(route)
+    deadline = time.monotonic() + QUEUE_PATIENCE
+
+    def look() -> None:
+        # It takes what has queued for it alone before it hears that it shall go.
+        waiting = any(sock.fileno() >= 0 and queued(sock) for sock in its_own)
+        if waiting and not is_over() and time.monotonic() < deadline:
+            watcher.current().call_later(QUEUE_LOOK, look)
+        else:
+            proceed()
+
+    look()
+
+
+def _have_steered_away(
+    myself: workerside.Worker, route: messages.Route, proceed: Callable[[], object]
+) -> None:
+    """In a worker that has workers of its own: the root master does that, if it can."""
+    once = [proceed]
+
+    def go_on() -> None:
+        if once:
+            once.pop()()
+
+    answered: Future[object] = Future()
+    # Whatever becomes of the question: it may be read in another thread, or fail, or stay
+    # unanswered by a master that sits in a callback.
+    answered.add_done_callback(lambda _: watcher.current().call_soon(go_on))
+    watcher.current().call_later(2 * QUEUE_PATIENCE, go_on)
+    try:
+        myself.request_then(messages.SteerAway(), route, answered)
+    except Exception as error:  # noqa: BLE001  # the channel is closed: it leaves unsteered
+        answered.set_exception(error)
 
 
 def _answer(route: messages.Route, request: messages.Request) -> messages.Reply:

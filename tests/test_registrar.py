@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -11,7 +12,7 @@ import pytest
 
 import mpcluster
 from mpcluster import ClusterProcess, registrar
-from tests.happenings import Diary, relatives_fixture, settle  # noqa: F401  # a fixture
+from tests.happenings import Diary, Gate, relatives_fixture, settle  # noqa: F401  # a fixture
 from tests.sharers import LOCAL, is_refused
 
 pytestmark = pytest.mark.usefixtures("relatives")
@@ -138,3 +139,96 @@ def test_new_connections_are_steered_away_from_a_worker_that_wants_to_leave() ->
     assert one.exited_after_disconnect
     one.kill()
     one.join()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_new_connections_are_steered_away_from_a_nested_worker_that_leaves(
+    depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked by its own parent, which has no registry: the root master does it first."""
+    monkeypatch.setattr(registrar, "QUEUE_PATIENCE", 30.0)
+
+    def serves() -> None:
+        myself = mpcluster.worker
+        assert myself is not None
+        leaving = threading.Event()
+        with mpcluster.listen(LOCAL, scheduling="slots"):
+            myself.on("disconnect", leaving.set)
+            mpcluster.send("up")
+            leaving.wait()
+            mpcluster.send("leaving")
+
+    def has_one(below: int) -> None:
+        one = ClusterProcess(target=has_one if below else serves, args=(below - 1,) * bool(below))
+
+        def heard(message: object) -> None:
+            mpcluster.send(message)
+            if message == "up" and not below:
+                one.disconnect()
+
+        one.on("message", heard)
+        one.start()
+        one.join()
+
+    one = ClusterProcess(target=has_one, args=(depth - 1,))
+    seen: list[str] = []
+    told = threading.Event()
+
+    def message(what: object) -> None:
+        if what == "leaving":
+            seen.append(repr(registrar._registry))
+            told.set()
+
+    one.on("message", message)
+    one.start()
+    assert told.wait(30)
+    assert "0:draining" in seen[0]
+    one.join()
+
+
+def test_a_nested_worker_takes_its_own_queue_before_it_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer to its parent's question waits for that."""
+    monkeypatch.setattr(registrar, "QUEUE_PATIENCE", 30.0)
+
+    def serves(gate: Gate) -> None:
+        myself = mpcluster.worker
+        assert myself is not None
+        with mpcluster.listen(LOCAL, scheduling="slots") as sock:
+            leaving = threading.Event()
+            myself.on("disconnect", leaving.set)
+            mpcluster.send(sock.getsockname())
+            gate.wait()
+            mpcluster.send(("leaving", leaving.is_set()))
+            sock.accept()[0].close()
+            leaving.wait()
+
+    def has_one() -> None:
+        one = ClusterProcess(target=serves, args=(gate,))
+        one.on("message", mpcluster.send)
+        mpcluster.on("message", lambda _: one.disconnect())
+        one.start()
+        one.join()
+
+    with Gate() as gate:
+        one, diary = started(has_one)
+        diary.until_count(3)  # fork, online, message
+        (address,) = [line[1] for line in diary.lines if line[0] == "message"]
+        with socket.create_connection(address):
+            steered = threading.Event()
+            drain = registrar._registry.drain  # type: ignore[union-attr]
+
+            def noted(route: tuple[int, ...]) -> list[socket.socket]:
+                found = drain(route)
+                steered.set()
+                return found
+
+            registrar._registry.drain = noted  # type: ignore[union-attr,method-assign]
+            one.send("let it go")
+            assert steered.wait(30)
+            gate.open()
+            diary.until("death")
+    said = [line[1] for line in diary.lines if line[0] == "message"]
+    assert said == [address, ("leaving", False)]
+    one.close()
