@@ -140,11 +140,13 @@ def make_key(
     Args:
         family, kind, proto: As the socket has them.
         address: What ``bind`` was given.
-        ordinal: Which of the worker's listeners on port 0 this is; ``None`` for a named port.
+        ordinal: Which of the worker's listeners on port 0 this is. For a named address the
+            how-manieth further socket at it, where its options allow several; ``None`` for
+            the first.
 
     Raises:
         OSError, TypeError, OverflowError: As ``socket.bind`` would for such an address.
-        ValueError: Family unknown, or an ordinal where there must be none, or the reverse.
+        ValueError: Family unknown, or no ordinal for port 0.
     """
     if proto == _DEFAULT_PROTO.get(socket.SocketKind(kind)) and family in _ANY:
         proto = 0
@@ -160,8 +162,8 @@ def make_key(
         random = where[1] == 0
     else:
         raise ValueError(f"listeners of family {family!r} are not shared")
-    if random != (ordinal is not None):
-        raise ValueError(f"an ordinal is for port 0, and only for it: {address!r}, {ordinal!r}")
+    if random and ordinal is None:
+        raise ValueError(f"port 0 needs an ordinal: {address!r}")
     return (int(family), int(kind), int(proto), where, ordinal)
 
 

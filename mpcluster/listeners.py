@@ -64,6 +64,8 @@ class Listener:
         self._on_end = on_end
         self._timer: Timer | None = None
         self._users: set[Route] = set()
+        #: It was handed down bound to ``::``, and serves whoever asks for ``0.0.0.0``, too.
+        self.takes_ipv4 = False
         self.closed = False
         self.sockname: object = kept.getsockname()
         self.address = Address.of(kept.family, self.sockname)
@@ -125,6 +127,7 @@ class Listener:
         listener = cls(handed_down, Shared, call_later=call_later, grace=grace, on_end=on_end)
         listener._policy.add(MASTER, handed_down, None)
         listener._users.add(MASTER)
+        listener.takes_ipv4 = _takes_ipv4(handed_down)
         return listener
 
     def __repr__(self) -> str:
@@ -160,7 +163,8 @@ class Listener:
         self._stop_waiting()
         # The asker's own socket, bound and perhaps listening by now, needs no second copy.
         given = None if chosen is offered else chosen
-        return Bound(bind.key, given, self.sockname)
+        sockname = self.sockname if bind.key[0] == self._kept.family else bind.key[3]
+        return Bound(bind.key, given, sockname)
 
     def remove(self, route: Route, *, crashed: bool) -> None:
         """``route`` does not use it any more; as the last it closes it, or makes it wait."""
@@ -247,6 +251,16 @@ def _has_address(sock: socket.socket) -> bool:
     if sock.family == socket.AF_UNIX:
         return bool(sock.getsockname())
     return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname()[1] != 0
+
+
+def _takes_ipv4(handed_down: socket.socket) -> bool:
+    """Streams only: a datagram's sender could not be told in the form of the other family."""
+    return (
+        handed_down.family == socket.AF_INET6
+        and handed_down.type == socket.SOCK_STREAM
+        and handed_down.getsockname()[0] == "::"
+        and not handed_down.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    )
 
 
 def _is_bound(donated: socket.socket, key: Key) -> bool:

@@ -39,6 +39,7 @@ class Registry:
         self.grace = grace
         self._call_later = call_later
         self._table: dict[Key, Listener] = {}
+        self._leaving: set[Route] = set()  # who was drained, until it is gone
 
     def __repr__(self) -> str:
         return f"<Registry {self.listeners!r}>"
@@ -67,9 +68,9 @@ class Registry:
             case Bind():
                 return self._bind(route, body)
             case Release(key=key):
-                listener = self._table.get(key)
+                listener, user = self._find(route, key)
                 if listener is not None:
-                    listener.remove(route, crashed=False)
+                    listener.remove(user, crashed=False)
                 return None
             case Holds(path=path):
                 return any(listener.holds(path) for listener in self.listeners)
@@ -95,6 +96,7 @@ class Registry:
             route: Of the process.
             crashed: It did not leave by its own will, nor was it asked to.
         """
+        self._leaving = {one for one in self._leaving if not _below(one, route)}
         for listener in self.listeners:
             for user in listener.users:
                 if _below(user, route):
@@ -103,10 +105,13 @@ class Registry:
     def drain(self, route: Route) -> list[socket.socket]:
         """Steer new connections away from a worker, and those below it, where that can be.
 
+        From what it asks for later, too.
+
         Returns:
             Kept sockets that only this worker accepts from. Before it is asked to leave
             their queues should have run empty (:func:`mpcluster.scheduling.queued`).
         """
+        self._leaving.add(route)
         return [
             its_own
             for listener in self.listeners
@@ -137,24 +142,68 @@ class Registry:
         self._table.clear()
 
     def _bind(self, route: Route, bind: Bind) -> Bound:
-        listener = self._table.get(bind.key)
+        bound = self._bind_for(route, bind)
+        if any(_below(route, leaving) for leaving in self._leaving):
+            self.drain(route)
+        return bound
+
+    def _bind_for(self, route: Route, bind: Bind) -> Bound:
+        listener, user = self._find(route, bind.key)
         if listener is not None:
-            return listener.add(route, bind)
+            return listener.add(user, bind)
         listener = Listener.open(
             bind, call_later=self._call_later, grace=self.grace, on_end=self._forget
         )
         try:
-            bound = listener.add(route, bind)
+            bound = listener.add(user, bind)
         except BaseException:
             listener.close()
             raise
         # By its real port, too: a worker that names the port shares it.
-        self._table[bind.key] = listener
+        self._table[_filed(bind.key)] = listener
         self._table.setdefault(listener.key, listener)
         return bound
 
+    def _find(self, route: Route, key: Key) -> tuple[Listener | None, Route]:
+        """The listener for what a worker asks, and as whom the worker uses it.
+
+        A worker that uses one in several ways does so as several users, all below its own
+        route: they leave with it. Workers' numbers begin at 1, these end in 0 and less.
+        """
+        place = key[4]
+        if _is_further(key):
+            assert place is not None
+            route = (*route, -place)
+        listener = self._table.get(_filed(key))
+        if listener is None:
+            family, kind, proto, where, _ = key
+            if family == socket.AF_INET and isinstance(where, tuple) and where[0] == "0.0.0.0":
+                both = (int(socket.AF_INET6), kind, proto, ("::", where[1], 0, 0), None)
+                listener = self._table.get(both)
+                if listener is not None and listener.takes_ipv4:
+                    return listener, (*route, 0)
+                listener = None
+        return listener, route
+
     def _forget(self, listener: Listener) -> None:
         self._table = {key: one for key, one in self._table.items() if one is not listener}
+
+
+def _is_further(key: Key) -> bool:
+    """Is it a further stream socket of a worker at one address (``SO_REUSEPORT``)?"""
+    _, kind, _, where, place = key
+    return place is not None and kind != socket.SOCK_DGRAM and where[1] != 0
+
+
+def _filed(key: Key) -> Key:
+    """What a listener is filed by.
+
+    Further stream sockets of one address take their connections from the same listener: a
+    queue of their own would be served by nobody, when the one worker that has so many dies.
+    Datagrams may be for each of several sockets (multicast), so those are listeners of
+    their own, if the kernel allows it.
+    """
+    return (*key[:4], None) if _is_further(key) else key
 
 
 def _copy(sock: socket.socket) -> socket.socket:

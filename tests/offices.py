@@ -21,7 +21,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from mpcluster import sharing
+import pytest
+
+from mpcluster import listeners, sharing
 from mpcluster.messages import Bind, Bound, Holds, Listening, Release
 from mpcluster.registry import Registry
 
@@ -48,6 +50,15 @@ class Offices:
         worker = Worker(self, len(self.workers) + 1, program, **options)
         self.workers.append(worker)
         return worker
+
+    def hand_down(self, listening: socket.socket) -> None:
+        """Let the registry inherit a socket, as from a service manager."""
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(listeners, "_FIRST_INHERITED", listening.fileno())
+            environ = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+            (held,) = self.registry.inherit(environ)
+        assert held.takes_ipv4
+        listening.detach()
 
     def steer_away_from(self, worker: Worker) -> None:
         """As the master does, before it asks a worker to leave."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mpcluster.messages import Holds
-from tests.sharers import LOCAL, Floor, serve_one
+from tests.sharers import LOCAL, Floor, needs_ipv6, serve_one
 
 UNIX = {"family": socket.AF_UNIX}
 KINDS = [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET]
@@ -298,6 +298,67 @@ def test_a_socket_handed_down_is_used_for_its_address(listening):
         program = f"serve_one(floor[1].bind({listening.getsockname()!r}))"
         handed_down(listening, program=program)
         assert client.recv(6) == b"served"
+
+
+@pytest.fixture
+def dual_stack() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET6) as sock:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", 0))
+        sock.listen()
+        yield sock
+
+
+@needs_ipv6
+def test_a_dual_stack_socket_handed_down_is_used_for_all_ipv4_interfaces(dual_stack):
+    port = dual_stack.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        program = f"""
+            one = floor[1].bind(("0.0.0.0", {port}), sockname=("0.0.0.0", {port}))
+            two = floor[2].bind(("0.0.0.0", {port}), sockname=("0.0.0.0", {port}))
+            serve_one(socket.socket(fileno=two.detach()))
+        """
+        handed_down(dual_stack, program=program)
+        assert client.recv(6) == b"served"
+
+
+@needs_ipv6
+def test_a_server_that_binds_both_families_gets_the_dual_stack_socket_for_both(dual_stack):
+    port = dual_stack.getsockname()[1]
+    program = f"""
+        floor[1].bind(("0.0.0.0", {port}), sockname=("0.0.0.0", {port}))
+        floor[1].bind(("::", {port}), family=socket.AF_INET6)
+        print(taken[0].users == {{(), (1,), (1, 0)}})
+        floor[1].release()
+        print(taken[0].users == {{()}}, taken[0].closed)
+    """
+    assert handed_down(dual_stack, program=program).split() == ["True", "True", "False"]
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_dual_stack_socket_handed_down_is_not_used_for_one_interface(dual_stack, host):
+    """The kernel would not allow it, and whoever binds one interface wants no other's."""
+    port = dual_stack.getsockname()[1]
+    family = "AF_INET6" if ":" in host else "AF_INET"
+    program = f"""
+        try:
+            floor[1].bind(({host!r}, {port}), family=socket.{family})
+        except OSError as error:
+            print(error.errno)
+    """
+    assert handed_down(dual_stack, program=program) == str(errno.EADDRINUSE)
+
+
+@needs_ipv6
+def test_a_socket_handed_down_for_ipv6_alone_leaves_ipv4_to_others(dual_stack):
+    with socket.socket(socket.AF_INET6) as alone:
+        alone.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        alone.bind(("::", 0))
+        alone.listen()
+        address = ("0.0.0.0", alone.getsockname()[1])
+        program = f"print(floor[1].bind({address!r}).family.name)"
+        assert handed_down(alone, program=program) == "AF_INET"
 
 
 def test_a_socket_handed_down_is_held_by_the_master(listening):

@@ -6,6 +6,7 @@ The workers are stand-ins in this process; the sockets and the kernel's verdicts
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import socket
 from collections.abc import Iterator
@@ -132,6 +133,59 @@ def test_the_same_address_twice_in_one_worker_is_in_use(floor):
     assert caught.value.errno == errno.EADDRINUSE
 
 
+def reusing(kind: int = socket.SOCK_STREAM) -> socket.socket:
+    own = socket.socket(socket.AF_INET, kind)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return own
+
+
+@pytest.mark.parametrize("policy", ["shared", "slots"])
+def test_further_sockets_of_one_worker_are_further_users_of_one_listener(floor, policy):
+    """A queue that only the worker with the most sockets serves would outlive it unserved."""
+    address = free_address()
+    for ordinal in (None, 1, 2):
+        floor[1].bind(address, ordinal=ordinal, own=reusing(), scheduling=policy)
+    floor[2].bind(address, own=reusing(), scheduling=policy)
+    (listener,) = floor.registry.listeners
+    assert listener.users == {(1,), (1, -1), (1, -2), (2,)}
+    floor[1].crash()
+    assert listener.users == {(2,)}
+
+
+def test_further_sockets_are_released_one_by_one(floor):
+    address = free_address()
+    own = floor[1].bind(address, own=reusing())
+    key = make_key(own.family, own.type, own.proto, address, 1)
+    floor[1].bind(address, ordinal=1, own=reusing())
+    (listener,) = floor.registry.listeners
+    floor.registry.handle((1,), Release(key))
+    assert listener.users == {(1,)}
+    floor[1].release()
+    assert is_refused(address)
+
+
+def test_further_datagram_sockets_are_listeners_of_their_own(floor):
+    """What is sent to a group reaches each; the n-th of every worker is shared."""
+    address = free_address(socket.SOCK_DGRAM)
+    kind = socket.SOCK_DGRAM
+    first = floor[1].bind(address, kind=kind, own=reusing(kind))
+    second = floor[1].bind(address, kind=kind, own=reusing(kind), ordinal=1)
+    assert len(floor.registry.listeners) == 2
+    same = floor[2].bind(address, kind=kind, own=reusing(kind), ordinal=1)
+    assert [os.path.sameopenfile(one.fileno(), same.fileno()) for one in (first, second)] == [
+        False,
+        True,
+    ]
+
+
+def test_further_datagram_sockets_are_what_the_kernel_says(floor):
+    address = free_address(socket.SOCK_DGRAM)
+    kind = socket.SOCK_DGRAM
+    floor[1].bind(address, kind=kind)
+    with pytest.raises(OSError, match="in use"):
+        floor[1].bind(address, kind=kind, own=reusing(kind), ordinal=1)
+
+
 def test_a_refused_second_ask_leaves_the_first_working(floor):
     own = floor[1].bind(LOCAL, ordinal=0)
     with pytest.raises(OSError, match="in use"):
@@ -202,6 +256,16 @@ def test_all_interfaces_conflict_with_one_as_the_kernel_says(floor, wide):
     family = socket.AF_INET6 if ":" in wide else socket.AF_INET
     with pytest.raises(OSError, match="in use"):
         floor[2].bind((wide, port), family=family)
+
+
+@needs_ipv6
+def test_ipv4_and_ipv6_alone_are_two_listeners_on_one_port(floor):
+    port = free_address()[1]
+    own = socket.socket(socket.AF_INET6)
+    own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    floor[1].bind(("0.0.0.0", port))
+    floor[1].bind(("::", port), own=own, family=socket.AF_INET6)
+    assert len(floor.registry.listeners) == 2
 
 
 @pytest.mark.parametrize(

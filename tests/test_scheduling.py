@@ -412,6 +412,22 @@ class TestSlots:
         floor.connect(own, 40)
         assert queues(floor) == [0, 40]
 
+    def test_a_worker_that_drains_gets_no_connection_by_what_it_binds_meanwhile(self, floor):
+        own = floor[1].bind(LOCAL, **SLOTS, listen=128)
+        floor.registry.drain((2,))
+        floor[2].bind(LOCAL, **SLOTS, listen=128)
+        floor.connect(own, 40)
+        assert queues(floor) == [40, 0]
+
+    def test_a_worker_that_has_drained_and_left_is_forgotten(self, floor):
+        own = floor[1].bind(LOCAL, **SLOTS, listen=128)
+        floor.registry.drain((2,))
+        floor[2].leave()
+        floor[2].bind(LOCAL, **SLOTS, listen=128)
+        steered = repr(policy_of(floor)).partition("steered=")[2]
+        assert own.getsockname()
+        assert steered == "[0, 1]>"
+
     def test_a_drain_twice_changes_nothing(self, floor):
         own = floor[1].bind(LOCAL, **SLOTS)
         assert len(floor.registry.drain((1,))) == 1

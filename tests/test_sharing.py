@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import select
-import selectors
 import socket
 import ssl
 import stat
@@ -22,6 +21,7 @@ from mpcluster import sharing
 from mpcluster.messages import Bind, Holds, Listening, Release
 from mpcluster.sharing import connections
 from tests.offices import PATIENCE, Offices, Worker, listening_address, opened
+from tests.sharers import needs_ipv6
 
 
 @pytest.fixture
@@ -172,6 +172,118 @@ def test_two_listeners_on_one_address_in_one_worker_are_an_error(offices: Office
     assert offices.start(program).hear() == errno.EADDRINUSE
 
 
+def reusing(address: Any, kind: int = socket.SOCK_STREAM, option: str = "SO_REUSEPORT") -> Any:
+    sock = socket.socket(type=kind)
+    sock.setsockopt(socket.SOL_SOCKET, getattr(socket, option), 1)
+    sock.bind(address)
+    return sock
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+@pytest.mark.parametrize("policy", ["shared", "slots"])
+def test_a_server_may_bind_its_port_several_times_if_each_socket_says_so(
+    offices: Offices, monkeypatch: pytest.MonkeyPatch, policy: str, by_number: bool
+) -> None:
+    monkeypatch.setenv("MPCLUSTER_SCHEDULING", policy)
+    port = free_port() if by_number else 0
+
+    def serve(worker: Worker, place: int, sock: socket.socket) -> None:
+        while True:
+            connection, _ = sock.accept()
+            with connection:
+                connection.sendall(b"%d" % place)
+
+    def program(worker: Worker) -> None:
+        address = ("127.0.0.1", port)
+        for place in range(2):
+            sock = reusing(address)
+            sock.listen()
+            address = sock.getsockname()
+            threading.Thread(target=serve, args=(worker, place, sock), daemon=True).start()
+        worker.say(address)
+        worker.hear()
+
+    workers = [offices.start(program) for _ in range(2)]
+    (address,) = {worker.hear() for worker in workers}
+    answers = set()
+    while len(answers) < 2:
+        answers.add(fetch(address))
+
+
+def test_a_place_at_an_address_is_free_again_when_its_socket_is_closed(offices: Offices) -> None:
+    address = ("127.0.0.1", free_port())
+
+    def program(worker: Worker) -> None:
+        with reusing(address):
+            for _ in range(3):
+                reusing(address).close()
+        with reusing(address), reusing(address):
+            worker.say("bound")
+            worker.hear()
+
+    worker = offices.start(program)
+    assert worker.hear() == "bound"
+    places = [message.key[4] for message in worker.wait_told(Bind, 6)]
+    assert places == [None, 1, 1, 1, None, 1]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_all_sockets_of_an_address_must_say_that_there_are_several(
+    offices: Offices, first: bool
+) -> None:
+    def program(worker: Worker) -> None:
+        address = ("127.0.0.1", free_port())
+        with contextlib.ExitStack() as stack:
+            plain = stack.enter_context(socket.socket())
+            if first:
+                stack.enter_context(reusing(address))
+                with pytest.raises(OSError, match="in use"):
+                    plain.bind(address)
+            else:
+                plain.bind(address)
+                with pytest.raises(OSError, match="in use"):
+                    reusing(address)
+
+    assert offices.start(program).join() == 0
+
+
+@pytest.mark.parametrize("option", ["SO_REUSEADDR", "SO_REUSEPORT"])
+def test_datagram_sockets_that_reuse_their_address_are_as_many_as_without_a_cluster(
+    offices: Offices, option: str
+) -> None:
+    """As those of a program that joins several groups on one port."""
+    address = ("127.0.0.1", free_port())
+
+    def program(worker: Worker) -> None:
+        with (
+            reusing(address, socket.SOCK_DGRAM, option) as one,
+            reusing(address, socket.SOCK_DGRAM, option) as two,
+        ):
+            worker.say(os.path.sameopenfile(one.fileno(), two.fileno()))
+
+    assert offices.start(program).hear() is False
+
+
+def test_a_client_beside_a_server_on_its_port_connects_from_there(offices: Offices) -> None:
+    """Both say SO_REUSEPORT, as programs do that let peers find them through a NAT."""
+    with socket.create_server(("127.0.0.1", 0)) as peer:
+
+        def program(worker: Worker) -> None:
+            with reusing(("127.0.0.1", free_port())) as server:
+                server.listen()
+                with reusing(server.getsockname()) as client:
+                    client.connect(peer.getsockname())
+                    worker.say(server.getsockname())
+                    server.accept()[0].close()
+
+        worker = offices.start(program)
+        address = worker.hear()
+        connection, came_from = peer.accept()
+        with connection, socket.create_connection(address):
+            assert came_from == address
+            assert worker.join() == 0
+
+
 @pytest.mark.parametrize("address", ["nonsense", ("127.0.0.1",), ("127.0.0.1", "http"), None])
 def test_an_address_that_is_none_is_a_type_error(offices: Offices, address: Any) -> None:
     def program(worker: Worker) -> None:
@@ -264,69 +376,6 @@ def test_a_shared_socket_blocks_as_any(offices: Offices) -> None:
     with socket.create_connection(address):
         assert worker.hear() == (None, True)
     assert worker.join() == 0
-
-
-@pytest.mark.parametrize("how", ["select", "selectors", "poll", "through a server's fileno()"])
-def test_accept_after_select_does_not_wait_when_a_sibling_was_quicker(
-    offices: Offices, how: str
-) -> None:
-    class Server:
-        def __init__(self, sock: socket.socket) -> None:
-            self.sock = sock
-
-        def fileno(self) -> int:
-            return self.sock.fileno()
-
-    def wait(sock: socket.socket) -> None:
-        if how == "select":
-            select.select([sock], [], [])
-        elif how == "poll":
-            poller = select.poll()
-            poller.register(sock, select.POLLIN)
-            poller.poll()
-        else:
-            with selectors.DefaultSelector() as selector:
-                selector.register(sock if how == "selectors" else Server(sock), 1)
-                selector.select()
-
-    def program(worker: Worker) -> None:
-        with tcp() as sock:
-            worker.say(sock.getsockname())
-            wait(sock)
-            worker.say("ready")
-            worker.hear()
-            try:
-                connection, _ = sock.accept()
-            except BlockingIOError:
-                worker.say("nothing")
-            else:
-                connection.close()
-                worker.say("accepted")
-
-    workers = [offices.start(program), offices.start(program)]
-    for worker in workers:
-        address = worker.hear()
-    with socket.create_connection(address):
-        for worker in workers:
-            assert worker.hear() == "ready"
-        answers = []
-        for worker in workers:
-            worker.say("accept now")
-            answers.append(worker.hear())
-    assert answers == ["accepted", "nothing"]
-
-
-def test_to_look_at_the_descriptor_is_not_to_poll(offices: Offices) -> None:
-    def program(worker: Worker) -> None:
-        with tcp() as sock:
-            worker.say((sock.fileno(), sock.getsockname()))
-            connection, _ = sock.accept()
-            connection.close()
-
-    worker = offices.start(program)
-    _, address = worker.hear()
-    with socket.create_connection(address):
-        assert worker.join() == 0
 
 
 def test_shutdown_of_a_listener_ends_its_own_acceptors_only(offices: Offices) -> None:
@@ -583,6 +632,85 @@ def test_a_udp_port_is_shared_at_bind(offices: Offices) -> None:
     assert answers == {b"hello 1", b"hello 2"}
 
 
+# -- one socket for both families ----------------------------------------------------------
+
+
+@needs_ipv6
+@pytest.mark.parametrize("polls", [False, True])
+def test_a_server_on_ipv4_sees_pairs_on_a_dual_stack_socket_that_was_handed_down(
+    offices: Offices, polls: bool
+) -> None:
+    with socket.socket(socket.AF_INET6) as both:
+        both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        both.bind(("::", 0))
+        both.listen()
+        port = both.getsockname()[1]
+        offices.hand_down(both.dup())
+
+        def program(worker: Worker) -> None:
+            both.close()
+            with tcp(("0.0.0.0", port)) as sock:
+                worker.say((sock.family, sock.getsockname()))
+                for _ in range(2):
+                    if polls:
+                        select.select([sock], [], [])
+                    connection, peer = sock.accept()
+                    with connection:
+                        connection.sendall(b"served")
+                        found = connections.in_hand()
+                        worker.say(
+                            (
+                                connection.family,
+                                peer,
+                                connection.getpeername(),
+                                connection.getsockname(),
+                                [one.fd for one in found] == [connection.fileno()],
+                            )
+                        )
+
+        worker = offices.start(program)
+        assert worker.hear() == (socket.AF_INET, ("0.0.0.0", port))
+        assert listening_address(worker) == ("0.0.0.0", port)
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, port)) as client:
+                assert client.recv(10) == b"served"
+                mine = client.getsockname()[:2]
+                assert worker.hear() == (socket.AF_INET, mine, mine, (host, port), True)
+
+
+@needs_ipv6
+def test_asyncio_binds_both_families_on_a_dual_stack_socket_that_was_handed_down(
+    offices: Offices,
+) -> None:
+    with socket.socket(socket.AF_INET6) as both:
+        both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        both.bind(("::", 0))
+        both.listen()
+        port = both.getsockname()[1]
+        offices.hand_down(both.dup())
+
+        async def serve(worker: Worker) -> None:
+            async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                worker.say(writer.get_extra_info("peername")[:2])
+                writer.close()
+
+            async with await asyncio.start_server(answer, None, port):
+                worker.say("up")
+                await asyncio.Event().wait()
+
+        def program(worker: Worker) -> None:
+            both.close()
+            asyncio.run(serve(worker))
+
+        worker = offices.start(program)
+        assert worker.hear() == "up"
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, port)) as client:
+                said, mine = worker.hear(), client.getsockname()[:2]
+                # The kernel wakes the listener of either family; both take whoever comes.
+                assert said in (mine, ("::ffff:" + mine[0], mine[1]))
+
+
 # -- asyncio -----------------------------------------------------------------------------------
 
 
@@ -648,33 +776,6 @@ def test_shared_listen_shares_with_a_plain_bind(offices: Offices) -> None:
     assert answers == {b"1", b"2"}
 
 
-def test_shared_listen_without_the_patch_waits_after_select_for_nobody(offices: Offices) -> None:
-    def program(worker: Worker) -> None:
-        with sharing.shared_listen(worker.ask, worker.tell, 0) as sock:
-            worker.say(sock.getsockname())
-            select.select([sock], [], [])
-            worker.say("ready")
-            worker.hear()
-            try:
-                sock.accept()[0].close()
-            except BlockingIOError:
-                worker.say("nothing")
-            else:
-                worker.say("accepted")
-
-    workers = [offices.start(program, install=False), offices.start(program, install=False)]
-    for worker in workers:
-        port = worker.hear()[1]
-    with socket.create_connection(("127.0.0.1", port)):
-        for worker in workers:
-            assert worker.hear() == "ready"
-        answers = []
-        for worker in workers:
-            worker.say("accept now")
-            answers.append(worker.hear())
-    assert answers == ["accepted", "nothing"]
-
-
 def test_an_exclusive_listener_is_the_workers_own(offices: Offices) -> None:
     def program(worker: Worker) -> None:
         with sharing.shared_listen(worker.ask, worker.tell, 0, exclusive=True) as sock:
@@ -684,6 +785,50 @@ def test_an_exclusive_listener_is_the_workers_own(offices: Offices) -> None:
     first, second = offices.start(program), offices.start(program)
     assert first.hear() != second.hear()
     assert first.told == []
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)], ids=str)
+def test_an_exclusive_address_is_in_use_for_everybody_else(
+    offices: Offices, first: bool, second: bool
+) -> None:
+    def program(worker: Worker) -> None:
+        exclusive = first if worker.number == 1 else second
+        address = ("127.0.0.1", worker.hear())
+        try:
+            with sharing.shared_listen(
+                worker.ask, worker.tell, address, exclusive=exclusive
+            ) as sock:
+                worker.say(sock.getsockname()[1])
+                worker.hear()
+        except OSError as error:
+            worker.say((error.errno, error.address.port))  # type: ignore[attr-defined]
+
+    workers = [offices.start(program), offices.start(program)]
+    port = free_port()
+    for worker, answer in zip(workers, (port, (errno.EADDRINUSE, port)), strict=True):
+        worker.say(port)
+        assert worker.hear() == answer
+
+
+def test_a_failed_bind_does_not_count_for_the_next_one(offices: Offices) -> None:
+    """In Node the second worker's listener was then another than the first one's."""
+    address = ("127.0.0.1", free_port())
+
+    def program(worker: Worker) -> None:
+        with tcp(address), socket.socket() as again, pytest.raises(OSError, match="in use"):
+            again.bind(address)
+        worker.say("closed")
+        worker.hear()
+        with tcp(address) as sock:
+            worker.say(sock.getsockname())
+            worker.hear()
+
+    first, second = offices.start(program), offices.start(program)
+    for worker in (first, second):
+        assert worker.hear() == "closed"
+    for worker in (second, first):
+        worker.say("again")
+        assert worker.hear() == address
 
 
 def test_shared_listen_on_udp(offices: Offices) -> None:

@@ -6,7 +6,8 @@ In a worker that shares its ports, :func:`install` makes plain ``socket.bind`` a
 * ``real``: what is patched, as it was
 * ``copies``: which descriptor here is which listener; ``ports``: the bookkeeping of port 0
 * ``waiting``, ``datagrams``: blocking on descriptors that never block
-* ``eventloops``, ``paths``: asyncio's greed, servers' unlinking
+* ``readiness``, ``pollers``, ``polling``: what select, poll and epoll say of them
+* ``eventloops``, ``paths``: asyncio's greed, servers' unlinking; ``mapped``: IPv4 over IPv6
 * ``binding``: the conversation with the registry
 * ``sockets``: the changed methods; ``patch``: putting them in place
 * ``listening``: ``cluster.listen()``

@@ -66,6 +66,27 @@ def share(
     """
     copies.sweep()  # what was closed in C must not count as still in use
     key = make_key(sock.family, sock.type, sock.proto, address, ordinal)
+    options: dict[str, Any] = {"listen": listen, "scheduling": scheduling, "mode": mode}
+    if ordinal is not None or not _allows_several(sock):
+        return _share(sock, key, office, **options)
+    place = ports.claim_place(key)
+    try:
+        office = _telling(office, lambda: ports.give_back_place(key, place))
+        return _share(sock, (*key[:4], place or None), office, **options)
+    except BaseException:
+        ports.give_back_place(key, place)
+        raise
+
+
+def _share(
+    sock: _socket.socket,
+    key: Key,
+    office: Office,
+    *,
+    listen: int | None,
+    scheduling: object,
+    mode: int | None,
+) -> Listener:
     timeout = real.gettimeout(sock)
     is_stream = sock.type != socket.SOCK_DGRAM
     event_loop = timeout == 0.0 or eventloops.is_running()
@@ -87,12 +108,15 @@ def share(
     finally:
         if donation is not sock:
             donation.close()
-    donated = bound.socket is None
+    family = sock.family
     if bound.socket is not None:
+        if bound.socket.family == socket.AF_INET6:
+            family = socket.AF_INET6  # which takes IPv4, too, where that was asked for
         with bound.socket:
             lay_over(bound.socket.fileno(), real.fileno(sock))
     sockname = real.getsockname(sock) if bound.sockname is None else bound.sockname
-    listener = Listener(bound.key, sockname, office.tell, donated=donated)
+    listener = Listener(bound.key, sockname, office.tell, donated=bound.socket is None)
+    listener.family = family
     if is_stream or datagrams.adopt(sock):
         real.settimeout(sock, 0.0)
     else:  # its class cannot wait in Python: the worker's own flag, as good as it gets
@@ -101,6 +125,27 @@ def share(
     if not is_stream or (listen is not None and eventloops.accepts_in_c()):
         listener.announce()
     return listener
+
+
+def _allows_several(sock: _socket.socket) -> bool:
+    """Has the program said that it binds more than this one to its address?"""
+    if sock.family == socket.AF_UNIX:
+        return False
+    options = [socket.SO_REUSEPORT]
+    if sock.type == socket.SOCK_DGRAM:
+        options.append(socket.SO_REUSEADDR)
+    return any(sock.getsockopt(socket.SOL_SOCKET, option) for option in options)
+
+
+def _telling(office: Office, on_release: Callable[[], object]) -> Office:
+    """The office, with an ear on the release of what is bound through it."""
+
+    def tell(message: object) -> None:
+        if isinstance(message, Release):
+            on_release()
+        office.tell(message)
+
+    return Office(office.ask, tell)
 
 
 def _plain(sock: _socket.socket) -> socket.socket:
@@ -125,17 +170,22 @@ def share_next(sock: _socket.socket, address: object, office: Office, **options:
     """Make ``sock`` this worker's next listener on port 0 of that address."""
     kind = make_key(sock.family, sock.type, sock.proto, address, 0)[:4]
     ordinal = ports.claim(kind)
+    several = _allows_several(sock)
+    place: tuple[Key, int] | None = None
 
-    def tell(message: object) -> None:
-        if isinstance(message, Release):
-            ports.give_back(kind, ordinal)
-        office.tell(message)
+    def give_back() -> None:
+        ports.give_back(kind, ordinal)
+        if place is not None:
+            ports.give_back_place(*place)
 
     try:
-        share(sock, address, Office(office.ask, tell), ordinal=ordinal, **options)
+        listener = share(sock, address, _telling(office, give_back), ordinal=ordinal, **options)
     except BaseException:
-        ports.give_back(kind, ordinal)
+        give_back()
         raise
+    if several:  # further ones may come, by the number of the port
+        named = make_key(sock.family, sock.type, sock.proto, listener.sockname)
+        place = named, ports.claim_place(named)
 
 
 def go_private(sock: _socket.socket, copy: Copy) -> None:
@@ -175,6 +225,7 @@ def _own_address(key: Key) -> Any:
 def _copy_options(source: _socket.socket, target: _socket.socket) -> None:
     for level, option in (
         (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+        (socket.SOL_SOCKET, socket.SO_REUSEPORT),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
         (socket.SOL_SOCKET, socket.SO_BROADCAST),
         (socket.IPPROTO_TCP, socket.TCP_NODELAY),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from . import copies, real
 
-__all__ = ["Connection", "in_hand", "stop_reading"]
+__all__ = ["Connection", "has_unread", "in_hand", "stop_reading"]
 
 _LAST_DATA_SENT = 44  # offsets in struct tcp_info, include/uapi/linux/tcp.h; milliseconds
 _LAST_DATA_RECEIVED = 52
@@ -44,7 +44,7 @@ class Connection:
 
 def in_hand() -> list[Connection]:
     """Every open connection that was accepted from a shared listener of this process."""
-    places = {_place(copy.listener.key[0], copy.listener.sockname) for copy in copies.known()}
+    places = {_place(copy.listener.sockname) for copy in copies.known()}
     return [connection for fd in _sockets() if (connection := _look(fd, places)) is not None]
 
 
@@ -57,11 +57,21 @@ def stop_reading(connection: Connection) -> None:
         pass  # closed meanwhile
 
 
-def _place(family: int, address: object) -> object:
-    """What accepted sockets and their listener have in common: the port, or the path."""
-    if isinstance(address, tuple):
-        return family, address[1]
-    return address
+def has_unread(fd: int) -> bool:
+    """Has something arrived that the program has not read? Its end does not count."""
+    try:
+        with real.Socket(fileno=os.dup(fd)) as sock:
+            return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
+
+
+def _place(address: object) -> object:
+    """What accepted sockets and their listener have in common: the port, or the path.
+
+    Not the family: a listener on IPv6 may take IPv4, too.
+    """
+    return address[1] if isinstance(address, tuple) else address
 
 
 def _sockets() -> Iterator[int]:
@@ -82,7 +92,7 @@ def _look(fd: int, places: set[object]) -> Connection | None:
         try:
             if sock.type == socket.SOCK_DGRAM:
                 return None
-            if _place(sock.family, real.getsockname(sock)) not in places:
+            if _place(real.getsockname(sock)) not in places:
                 return None
             sock.getpeername()  # a listener has no peer
             if sock.family == socket.AF_UNIX:

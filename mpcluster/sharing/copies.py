@@ -19,8 +19,10 @@ import _socket
 import _thread
 import contextlib
 import os
+import socket
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -30,10 +32,27 @@ from mpcluster.messages import Key, Listening, Release
 
 from . import real
 
-__all__ = ["Copy", "Listener", "Tell", "add", "drop", "duplicate", "find", "known", "part", "sweep"]
+__all__ = [
+    "Accepted",
+    "Copy",
+    "Listener",
+    "Tell",
+    "acceptor",
+    "add",
+    "any_known",
+    "drop",
+    "duplicate",
+    "find",
+    "known",
+    "part",
+    "sweep",
+    "table",
+    "when_up",
+]
 
 Tell: TypeAlias = Callable[[object], None]
 Identity: TypeAlias = "tuple[int, int] | None"
+Accepted: TypeAlias = "tuple[int, Any]"
 
 
 class Listener:
@@ -44,6 +63,10 @@ class Listener:
         sockname: Its real address.
         tell: Speaks to the registry; ``None`` from a fork on.
         donated: The registry took this process's own socket (nothing was laid over it).
+
+    Attributes:
+        family: The open socket's, where it is not the one that the program asked for: IPv6
+            that takes IPv4 too (:mod:`~.mapped`).
     """
 
     def __init__(self, key: Key, sockname: object, tell: Tell | None, *, donated: bool) -> None:
@@ -51,8 +74,12 @@ class Listener:
         self.sockname = sockname
         self.tell = tell
         self.donated = donated
+        self.family = key[0]
         self.listening = False
         self.identity: Identity = None
+        #: Connections that are this process's, and that no accept() has fetched yet: as
+        #: ``_accept()`` returns them, or the error that it shall raise.
+        self.taken: deque[Accepted | OSError] = deque()
 
     def __repr__(self) -> str:
         return f"<Listener {self.key!r} at {self.sockname!r}>"
@@ -62,11 +89,21 @@ class Listener:
         if not self.listening:
             self.listening = True
             self._say(Listening(self.key[0], self.sockname))
+            if _when_up is not None:
+                _when_up()
 
     def release(self) -> None:
         """Tell the parent, once, that this process has closed its last copy."""
+        self.forget_taken()
         self._say(Release(self.key))
         self.tell = None
+
+    def forget_taken(self) -> None:
+        """Close the connections that nobody will fetch any more."""
+        while self.taken:
+            accepted = self.taken.popleft()
+            if not isinstance(accepted, OSError):
+                os.close(accepted[0])
 
     def _say(self, message: object) -> None:
         if self.tell is not None:
@@ -83,27 +120,57 @@ class Copy:
     the others' ``accept()`` after ``select``. ``timeout`` is therefore kept here, as
     ``gettimeout()`` has it, and waiting is done in Python.
 
-    ``polled``: the program gave the descriptor to a selector, so it calls ``accept()``
-    only when told to, and must not be made to wait there when a sibling was quicker.
+    ``handle``: an object to accept with where the program's own is not at hand. It never
+    closes the descriptor. Made here, not when it is wanted: of two that two threads made at
+    once one would go, and close it.
+
+    ``reported``: a datagram was said to be there (:mod:`~.polling`).
     """
 
-    __slots__ = ("ended", "fd", "identity", "listener", "parked", "polled", "timeout", "waiting")
+    __slots__ = (
+        "ended",
+        "fd",
+        "handle",
+        "identity",
+        "listener",
+        "parked",
+        "reported",
+        "timeout",
+        "waiting",
+    )
 
     def __init__(self, fd: int, listener: Listener, timeout: float | None) -> None:
         self.fd = fd
         self.listener = listener
         self.timeout = timeout
-        self.polled = False
+        self.reported = False
         self.ended = False
         self.parked = False
         self.identity = identify(fd)
         self.waiting: set[Any] = set()  # the epoll objects of the threads in accept()
+        family, (_, kind, proto) = listener.family, listener.key[:3]
+        self.handle: _socket.socket | None = None
+        if kind != socket.SOCK_DGRAM:
+            self.handle = _socket.socket(family, kind, proto, fileno=fd)
+            real.settimeout(self.handle, 0.0)
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None) is not None:
+            self.handle.detach()  # type: ignore[union-attr]
 
 
 _lock = threading.Lock()
-_copies: dict[int, Copy] = {}
+#: By descriptor. Most sockets are in here with none: to look first saves them the question.
+table: dict[int, Copy] = {}
 _astray: set[Listener] = set()  # open only through descriptors that we were not shown
 _watched: set[weakref.ref[Any]] = set()
+_when_up: Callable[[], object] | None = None
+
+
+def when_up(call: Callable[[], object]) -> None:
+    """Call that after each listener that comes up from now on: one, in this process alone."""
+    global _when_up
+    _when_up = call
 
 
 def identify(fd: int) -> Identity:
@@ -120,7 +187,7 @@ def add(sock: _socket.socket, listener: Listener, timeout: float | None) -> Copy
     copy = Copy(real.fileno(sock), listener, timeout)
     listener.identity = copy.identity
     with _lock:
-        _copies[copy.fd] = copy
+        table[copy.fd] = copy
     with contextlib.suppress(TypeError):  # a class without weak references
         _watched.add(weakref.ref(sock, _collected))
     return copy
@@ -129,43 +196,62 @@ def add(sock: _socket.socket, listener: Listener, timeout: float | None) -> Copy
 def duplicate(fd: int, copy: Copy, timeout: float | None) -> None:
     """Enter descriptor ``fd``, which was just duplicated from ``copy``."""
     with _lock:
-        _copies[fd] = Copy(fd, copy.listener, timeout)
+        table[fd] = Copy(fd, copy.listener, timeout)
 
 
 def find(fd: int) -> Copy | None:
     """The entry of a descriptor, if it still is what was entered."""
-    copy = _copies.get(fd)
+    copy = table.get(fd)
     if copy is not None and identify(fd) != copy.identity:
         drop(fd)
         return None
     return copy
 
 
+def acceptor(fd: int) -> Copy | None:
+    """As :func:`find`, for ``accept()``: looks only where that may wait.
+
+    Where it returns at once it takes from whatever has this number, and may be our mistake
+    in nothing. The look is a system call.
+    """
+    copy = table.get(fd)
+    if copy is None or copy.timeout == 0.0 or copy.listener.taken:
+        return copy
+    return find(fd)
+
+
+def any_known() -> bool:
+    """Has this process any entry?"""
+    return bool(table)
+
+
 def known() -> list[Copy]:
     """All entries that still hold."""
     sweep()
     with _lock:
-        return list(_copies.values())
+        return list(table.values())
 
 
 def known_as(fd: int) -> Copy | None:
     """The entry under this number, whether or not it still is what was entered."""
-    return _copies.get(fd)
+    return table.get(fd)
 
 
 def take(fd: int) -> Copy | None:
     """Remove an entry, before its descriptor is closed; :func:`settle` comes after."""
+    if fd not in table:  # most are no listeners
+        return None
     with _lock:
-        return _copies.pop(fd, None)
+        return table.pop(fd, None)
 
 
 def settle(listener: Listener) -> None:
     """Release the listener if no descriptor of this process is left on its socket."""
     kept = descriptors.owned()  # in the master, the registry's own are here, too
     with _lock:
-        if any(copy.listener is listener for copy in _copies.values()):
+        if any(copy.listener is listener for copy in table.values()):
             return
-        others = kept | _copies.keys()  # a copy inherited by a fork is of the parent's listener
+        others = kept | table.keys()  # a copy inherited by a fork is of the parent's listener
         if listener.identity is not None and any(
             fd not in others for fd in descriptors_of(listener.identity)
         ):
@@ -178,8 +264,8 @@ def settle(listener: Listener) -> None:
 def part(listener: Listener) -> None:
     """Release the listener while this process keeps its socket: that was a client's all along."""
     with _lock:
-        for fd in [fd for fd, copy in _copies.items() if copy.listener is listener]:
-            del _copies[fd]
+        for fd in [fd for fd, copy in table.items() if copy.listener is listener]:
+            del table[fd]
         _astray.discard(listener)
     listener.release()
 
@@ -194,7 +280,7 @@ def drop(fd: int) -> None:
 def sweep() -> None:
     """Drop what was closed behind our back: in C, by ``os.close`` or by the collector."""
     with _lock:
-        gone = [fd for fd, copy in _copies.items() if identify(fd) != copy.identity]
+        gone = [fd for fd, copy in table.items() if identify(fd) != copy.identity]
         astray = list(_astray)
     for fd in gone:
         drop(fd)
@@ -216,17 +302,19 @@ def descriptors_of(identity: tuple[int, int]) -> Iterator[int]:
 def _collected(reference: weakref.ref[Any]) -> None:
     """A socket object is gone, maybe unclosed. Runs in a finaliser: take no lock here."""
     _watched.discard(reference)
-    if _copies:
+    if table:
         with contextlib.suppress(RuntimeError):  # the interpreter ends
             _thread.start_new_thread(sweep, ())
 
 
 def _after_fork_in_child() -> None:
-    global _lock
+    global _lock, _when_up
     _lock = threading.Lock()
+    _when_up = None
     _astray.clear()
-    for copy in _copies.values():
+    for copy in table.values():
         copy.listener.tell = None
+        copy.listener.forget_taken()  # they are the parent's
         copy.waiting = set()
 
 

@@ -62,7 +62,7 @@ def _patch(module: ModuleType) -> None:
         *rest: Any,
         **named: Any,
     ) -> None:
-        if copies.find(sock.fileno()) is not None:
+        if sock.fileno() in copies.table:
             backlog = min(backlog, _AT_ONCE)
         accept_connection(self, protocol_factory, sock, sslcontext, server, backlog, *rest, **named)
 

@@ -8,7 +8,7 @@ import socket
 from mpcluster.address import Address, SockAddr, failure, parse
 from mpcluster.scheduling import check
 
-from . import binding, real
+from . import binding, polling, real
 from .binding import Ask, Office
 from .copies import Tell
 from .datagrams import SharedDatagram
@@ -66,6 +66,7 @@ def shared_listen(
             if type != socket.SOCK_DGRAM:
                 real.listen(sock, backlog)
             return sock
+        polling.install()
         office = Office(ask, tell)
         listen = None if type == socket.SOCK_DGRAM else backlog
         if isinstance(where, tuple) and where[1] == 0:

@@ -33,9 +33,12 @@ _silent: socket.socket | None = None
 def park() -> bool:
     """Stop accepting from every shared stream listener of this process. Any thread.
 
+    Listeners that come up later are silent from the first.
+
     Returns:
         Whether there was one.
     """
+    copies.when_up(park)
     parked = False
     for copy in copies.known():
         if not copy.listener.listening or copy.listener.key[1] == socket.SOCK_DGRAM:

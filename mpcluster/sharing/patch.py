@@ -16,7 +16,7 @@ from typing import Any, SupportsIndex
 
 from mpcluster.importing import when_imported
 
-from . import copies, eventloops, paths, ports, real, waiting
+from . import copies, eventloops, paths, polling, ports, real, waiting
 from .binding import Office
 from .sockets import SharedSocket, use
 
@@ -28,8 +28,8 @@ _METHODS = (
     "getsockname",
     "connect",
     "connect_ex",
+    "accept",
     "_accept",
-    "fileno",
     "gettimeout",
     "settimeout",
     "setblocking",
@@ -71,6 +71,7 @@ def apply(office: Office) -> None:
     for name in _METHODS:
         setattr(socket.socket, name, SharedSocket.__dict__[name])
     socket.fromfd = _fromfd
+    polling.install()
     eventloops.accept_few()
     when_imported("gevent._socket3", _patch_gevent)
 

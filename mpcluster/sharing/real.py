@@ -10,6 +10,7 @@ import socket
 Socket = socket.socket
 
 accept = _socket.socket._accept  # type: ignore[attr-defined]  # noqa: SLF001
+accept_object = socket.socket.accept
 bind = _socket.socket.bind
 connect = _socket.socket.connect
 connect_ex = _socket.socket.connect_ex

@@ -10,23 +10,24 @@ almost always empty table.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
 import socket
 import sys
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any, Self
 
-from . import binding, copies, eventloops, paths, ports, real, waiting
+from . import binding, copies, eventloops, paths, pollers, ports, real, waiting
 from .binding import Office
+from .copies import Accepted, Copy
+from .mapped import MappedSocket, pair
+from .readiness import take
 
 __all__ = ["SharedSocket", "use"]
 
 _office: Office | None = None
 
 _REPR: CodeType = socket.socket.__repr__.__code__
-
-#: In the code that asks for a descriptor, one of these names says what it is for.
-_POLLING_NAMES = frozenset({"select", "poll", "epoll", "register", "modify"})
 
 
 def use(office: Office | None) -> None:
@@ -68,9 +69,12 @@ class SharedSocket(real.Socket):
             copy.listener.announce()
 
     def getsockname(self) -> Any:
+        fd = real.fileno(self)
+        if fd not in copies.table and fd not in ports.undecided:
+            return real.getsockname(self)
         if sys._getframe(1).f_code is not _REPR:  # noqa: SLF001 -- to print a socket decides nothing
             binding.share_port_zero(self, _office)
-        copy = copies.find(real.fileno(self))
+        copy = copies.find(fd)
         # A drained listener is another socket beneath: what it was is what it is called.
         return real.getsockname(self) if copy is None else copy.listener.sockname
 
@@ -82,21 +86,27 @@ class SharedSocket(real.Socket):
         _becomes_client(self)
         return real.connect_ex(self, address)
 
-    def _accept(self) -> tuple[int, Any]:
-        copy = copies.find(real.fileno(self))
-        accepted: tuple[int, Any]
+    def accept(self) -> tuple[socket.socket, Any]:
+        copy = copies.acceptor(real.fileno(self))
         if copy is None:
-            accepted = real.accept(self)
-        else:
-            accepted = waiting.attempt(copy, lambda: real.accept(self))
-        return accepted
+            return real.accept_object(self)
+        fd, address = _next(copy)
+        # As the standard library's, but for the look at the timeout, which is ours.
+        family, kind = copy.listener.key[:2]
+        made = socket.socket
+        if copy.listener.family != family:
+            family, made = copy.listener.family, MappedSocket
+        connection = made(family, kind, self.proto, fileno=fd)
+        if copy.timeout and socket.getdefaulttimeout() is None:
+            connection.settimeout(None)
+        return connection, address
 
-    def fileno(self) -> int:
-        fd = real.fileno(self)
-        copy = copies.find(fd)
-        if copy is not None and not copy.polled:
-            copy.polled = _wants_to_poll(sys._getframe(1))  # noqa: SLF001
-        return fd
+    def _accept(self) -> Accepted:
+        copy = copies.acceptor(real.fileno(self))
+        if copy is not None:
+            return _next(copy)
+        accepted: Accepted = real.accept(self)
+        return accepted
 
     def gettimeout(self) -> float | None:
         copy = copies.find(real.fileno(self))
@@ -110,14 +120,15 @@ class SharedSocket(real.Socket):
             value = float(value)
             if value < 0:
                 raise ValueError("Timeout value out of range")
-        copy.timeout = value
+        _set_timeout(copy, value)
         return None
 
     def setblocking(self, flag: bool, /) -> None:  # noqa: FBT001
-        copy = copies.find(real.fileno(self))
+        fd = real.fileno(self)
+        copy = copies.find(fd) if fd in copies.table else None
         if copy is None:
             return real.setblocking(self, flag)
-        copy.timeout = None if flag else 0.0
+        _set_timeout(copy, None if flag else 0.0)
         return None
 
     def getblocking(self) -> bool:
@@ -136,7 +147,8 @@ class SharedSocket(real.Socket):
         return self.__class__(self.family, self.type, self.proto, fileno=fd)
 
     def shutdown(self, how: int, /) -> None:
-        copy = copies.find(real.fileno(self))
+        fd = real.fileno(self)
+        copy = copies.find(fd) if fd in copies.table else None
         if copy is None or not copy.listener.listening or self.type == socket.SOCK_DGRAM:
             return real.shutdown(self, how)
         # The kernel would shut the listener for every worker. Here, only its acceptors end.
@@ -145,12 +157,36 @@ class SharedSocket(real.Socket):
 
     def _real_close(self, *args: Any) -> None:
         fd = real.fileno(self)
-        ports.forget(fd)
-        copy = copies.take(fd)
+        copy = None
+        if fd in copies.table or fd in ports.undecided:
+            ports.forget(fd)
+            copy = copies.take(fd)
         real.finish(self, *args)
         if copy is not None:
             waiting.end(copy)
             copies.settle(copy.listener)
+
+
+def _next(copy: Copy) -> Accepted:
+    """The next connection; first those that the program was told of."""
+    accepted: Accepted | OSError | None = None
+    if copy.listener.taken:
+        with contextlib.suppress(IndexError):  # another thread was quicker
+            accepted = copy.listener.taken.popleft()
+    if accepted is None:
+        accepted = take(copy) if copy.timeout == 0.0 else waiting.attempt(copy, lambda: take(copy))
+    if isinstance(accepted, OSError):
+        raise accepted
+    if copy.listener.family != copy.listener.key[0]:
+        return accepted[0], pair(accepted[1])
+    return accepted
+
+
+def _set_timeout(copy: Copy, timeout: float | None) -> None:
+    blocks = copy.timeout == 0.0 and timeout != 0.0
+    copy.timeout = timeout
+    if blocks:
+        pollers.reconsider()
 
 
 def _is_new(sock: _socket.socket) -> bool:
@@ -169,19 +205,3 @@ def _becomes_client(sock: _socket.socket) -> None:
     copy = copies.find(fd)
     if copy is not None and not (copy.listener.listening and sock.type != socket.SOCK_DGRAM):
         binding.go_private(sock, copy)
-
-
-def _wants_to_poll(frame: FrameType | None) -> bool:
-    """Does the code that asks for the descriptor give it to a selector?
-
-    ``select.select([sock], ...)`` and ``epoll.register(sock)`` ask in C, in the name of the
-    frame that calls them; ``selectors`` asks in its own. Servers hand the question on
-    through a ``fileno()`` of their own. Who prints the number does not poll.
-    """
-    while frame is not None and frame.f_code.co_name == "fileno":
-        frame = frame.f_back
-    if frame is None:
-        return False
-    if frame.f_globals.get("__name__") == "selectors":
-        return True
-    return not _POLLING_NAMES.isdisjoint(frame.f_code.co_names)

@@ -5,23 +5,26 @@ wants to block does it here, in Python.
 
 A thread that blocks in ``accept(2)`` is woken alone and in turn: the kernel hands
 connections to blocked acceptors first-in first-out, which spreads them evenly over
-workers. ``poll()`` would wake every worker for each connection. So the wait is an
-``epoll`` of its own with ``EPOLLEXCLUSIVE``, made anew for each wait: registering puts
-the thread at the end of the queue, which a lasting registration would not.
+workers. ``poll()`` would wake every worker for each connection. So each thread that waits
+has an ``epoll`` of its own, in which it registers with ``EPOLLEXCLUSIVE`` anew for each
+wait: that puts it at the end of the queue, which a lasting registration would not. It ends
+with the thread; a forked child, whose queue would be the parent's too, gets a new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from .copies import Copy
 
-__all__ = ["attempt", "end", "wait"]
+__all__ = ["attempt", "end", "wait", "wait_in_turn"]
 
 T = TypeVar("T")
 
@@ -33,6 +36,7 @@ _ROUND = 1.0  # seconds
 _epoll = getattr(select, "epoll", None)
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
 _always_ready: int | None = None
+_mine = threading.local()
 
 
 def attempt(copy: Copy, call: Callable[[], T], *, writing: bool = False) -> T:
@@ -40,19 +44,22 @@ def attempt(copy: Copy, call: Callable[[], T], *, writing: bool = False) -> T:
 
     Raises:
         BlockingIOError: there is nothing, and the program does not want to wait: its
-            socket is non-blocking, or it came here from a selector and a sibling was
-            quicker.
+            socket is non-blocking, or it was told of a datagram and a sibling was quicker.
         TimeoutError: as of any socket with a timeout.
     """
     deadline = None
     while True:
         try:
-            return call()
+            result = call()
         except BlockingIOError:
             if copy.timeout == 0.0:
                 raise
-            if copy.polled and copy.timeout is None and not writing:
+            if copy.reported and copy.timeout is None and not writing:
+                copy.reported = False
                 raise
+        else:
+            copy.reported = False
+            return result
         if copy.ended:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if copy.timeout is None:
@@ -66,6 +73,11 @@ def attempt(copy: Copy, call: Callable[[], T], *, writing: bool = False) -> T:
         wait(copy, remaining, writing=writing)
 
 
+def wait_in_turn(copy: Copy, seconds: float | None) -> None:
+    """As :func:`wait`, for reading; without a limit for a round, since a wake-up can be lost."""
+    wait(copy, _ROUND if seconds is None else min(seconds, _ROUND))
+
+
 def wait(copy: Copy, seconds: float, *, writing: bool = False) -> None:
     """Return when the descriptor may be ready, or was ended, or after ``seconds``."""
     if _epoll is None:
@@ -73,15 +85,19 @@ def wait(copy: Copy, seconds: float, *, writing: bool = False) -> None:
         poller.register(copy.fd, select.POLLOUT if writing else select.POLLIN)
         poller.poll(seconds * 1000)
         return
-    with _epoll() as queue:
-        copy.waiting.add(queue)
-        try:
-            events = select.EPOLLOUT if writing else select.EPOLLIN | _EXCLUSIVE
-            queue.register(copy.fd, events)
-            if not copy.ended:  # looked at after `waiting` is set: end() misses nobody
-                queue.poll(seconds)
-        finally:
-            copy.waiting.discard(queue)
+    queue = getattr(_mine, "queue", None) or _epoll()
+    _mine.queue = None  # so that a signal's handler which waits, too, takes another
+    copy.waiting.add(queue)
+    try:
+        queue.register(copy.fd, select.EPOLLOUT if writing else select.EPOLLIN | _EXCLUSIVE)
+        if not copy.ended:  # looked at after `waiting` is set: end() misses nobody
+            queue.poll(seconds)
+        with contextlib.suppress(OSError):  # a drain has done it
+            queue.unregister(copy.fd)
+    finally:
+        copy.waiting.discard(queue)
+    if not copy.ended:  # else what has ended the wait is registered, too
+        _mine.queue = queue
 
 
 def end(copy: Copy) -> None:
@@ -97,3 +113,11 @@ def end(copy: Copy) -> None:
             queue.register(_always_ready, select.EPOLLIN)
         except (OSError, ValueError):  # its thread has left meanwhile, or is ended already
             continue
+
+
+def _after_fork_in_child() -> None:
+    global _mine
+    _mine = threading.local()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
