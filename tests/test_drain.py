@@ -35,14 +35,15 @@ def leave_when_told(worker: Worker, **options: Any) -> threading.Event:
     begun = threading.Event()
 
     def finished() -> None:
+        begun.wait()
         worker.say("finished")
         os._exit(0)
 
     def wait() -> None:
         assert worker.hear() == "leave"
         drain.begin(**{"user_callback": None, "finished": finished, **options})
-        begun.set()
         worker.say("drains")
+        begun.set()
 
     drain.install()
     threading.Thread(target=wait, daemon=True).start()
@@ -202,6 +203,47 @@ def test_a_draining_worker_leaves_new_connections_to_the_others(
     offices.steer_away_from(leaving)
     leaving.say("leave")
     assert leaving.hear() == "drains"
+    staying = offices.start(program)
+    assert staying.hear() == address
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(address))
+            assert staying.hear() == "accepted"
+    assert leaving.silent()
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_listener_that_comes_up_in_a_draining_worker_is_silent(
+    offices: Offices, kind: str
+) -> None:
+    """It was asked to leave while it still imported its application, say."""
+
+    async def serve(worker: Worker) -> None:
+        def made() -> asyncio.Protocol:
+            worker.say("accepted")
+            return asyncio.Protocol()
+
+        server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+        worker.say(server.sockets[0].getsockname())
+        await asyncio.Event().wait()
+
+    def program(worker: Worker) -> None:
+        begun = leave_when_told(worker, user_callback=lambda: None)
+        if worker.number == 1:
+            begun.wait()
+        if kind == "asyncio":
+            asyncio.run(serve(worker))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            worker.say(listener.getsockname())
+            while True:
+                listener.accept()[0].close()
+                worker.say("accepted")
+
+    leaving = offices.start(program)
+    offices.steer_away_from(leaving)
+    leaving.say("leave")
+    assert leaving.hear() == "drains"
+    address = leaving.hear()
     staying = offices.start(program)
     assert staying.hear() == address
     with contextlib.ExitStack() as stack:

@@ -9,7 +9,9 @@
 A request ends when its connection is closed, or when the connection is idle: nothing under
 way on it and silent for a second. Servers that are known (an :mod:`adapter` each) say
 ``Connection: close`` meanwhile and tell what is under way; of others the kernel tells who
-spoke last. Without servers and connections there is nothing to wait for.
+spoke last. What only its client could bring to an end, half a request, an answer that it
+does not read, is waited for until it was silent for ten seconds. Without servers and
+connections there is nothing to wait for.
 
 **The drain's thread** is started by :func:`begin`, in a worker, once; it looks at the
 connections every 50 ms, and ends when it has ended the program, or told it to end. It holds
@@ -27,7 +29,17 @@ from collections.abc import Callable
 from mpcluster.sharing import connections, parking
 from mpcluster.sharing.connections import Connection
 
-from . import aiohttp, asyncio_servers, closing, hypercorn, signals, socketservers, state, uvicorn
+from . import (
+    aiohttp,
+    asyncio_servers,
+    asyncio_streams,
+    closing,
+    hypercorn,
+    signals,
+    socketservers,
+    state,
+    uvicorn,
+)
 from .adapter import Adapter
 
 __all__ = ["begin", "ended_cleanly", "install"]
@@ -35,10 +47,6 @@ __all__ = ["begin", "ended_cleanly", "install"]
 _log = logging.getLogger("mpcluster")
 
 _LOOK = 0.05  # seconds between two looks at the connections
-
-#: Where the kernel cannot say who spoke last (both within one tick of its clock), the
-#: connection must be silent for longer.
-_UNSURE_IDLE = 2.0
 
 #: A server that drains on SIGTERM gets it after so many seconds at the latest: from there
 #: on its own rules hold.
@@ -49,6 +57,7 @@ _start_new_thread = _thread.start_new_thread
 _sleep = time.sleep
 
 _socket_servers = socketservers.SocketServers()
+_asyncio_streams = asyncio_streams.AsyncioStreams()
 _asyncio_servers = asyncio_servers.AsyncioServers()
 _uvicorn = uvicorn.Uvicorn()
 _aiohttp = aiohttp.Aiohttp()
@@ -56,7 +65,12 @@ _hypercorn = hypercorn.Hypercorn()
 
 #: Those that end by SIGTERM, once their connections are idle.
 _ON_SIGTERM: tuple[Adapter, ...] = (_uvicorn, _aiohttp, _hypercorn)
-_ADAPTERS: tuple[Adapter, ...] = (*_ON_SIGTERM, _socket_servers, _asyncio_servers)
+_ADAPTERS: tuple[Adapter, ...] = (
+    *_ON_SIGTERM,
+    _socket_servers,
+    _asyncio_streams,
+    _asyncio_servers,
+)
 
 _installed = False
 
@@ -72,6 +86,7 @@ def install() -> None:
         return
     _installed = True
     socketservers.install(_socket_servers)
+    asyncio_streams.install(_asyncio_streams)
     asyncio_servers.install(_asyncio_servers)
     uvicorn.install(_uvicorn)
     aiohttp.install(_aiohttp)
@@ -134,12 +149,12 @@ def _wait(*, limit: float | None) -> None:
 
 def _is_idle(connection: Connection, adapters: list[Adapter]) -> bool:
     for adapter in adapters:
-        between = adapter.is_between_requests(connection)
-        if between is not None:
+        patience = adapter.patience(connection)
+        if patience is not None:
             silence = state.seconds() if connection.silence is None else connection.silence
-            return between and silence >= state.IDLE
+            return silence >= patience
     if connection.silence is None:
         return False  # a unix socket: only its end shows that nothing is under way
     if connection.unanswered is None:
-        return connection.silence >= _UNSURE_IDLE
+        return connection.silence >= state.UNSURE
     return not connection.unanswered and connection.silence >= state.IDLE

@@ -19,8 +19,12 @@ class Adapter(Protocol):
     def is_serving(self) -> bool:
         """Does a server of this kind run in this process?"""
 
-    def is_between_requests(self, connection: Connection) -> bool | None:
-        """Is no request under way on it? ``None``: it is not mine, or I cannot tell."""
+    def patience(self, connection: Connection) -> float | None:
+        """After how many seconds of silence may it be closed?
+
+        ``state.NEVER`` while a request is under way; ``None``: it is not mine, or I cannot
+        tell.
+        """
 
     def is_busy(self) -> bool:
         """Is there work that no connection shows?"""

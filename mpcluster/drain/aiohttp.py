@@ -27,14 +27,15 @@ class Aiohttp:
         """Is there one?"""
         return len(self.servers) > 0
 
-    def is_between_requests(self, connection: Connection) -> bool | None:
+    def patience(self, connection: Connection) -> float | None:
         """By the handler that has this connection."""
         for server in list(self.servers):
             for handler in list(server.connections):
                 transport = getattr(handler, "transport", None)
                 sock = None if transport is None else transport.get_extra_info("socket")
                 if sock is not None and sock.fileno() == connection.fd:
-                    return not getattr(handler, "_request_in_progress", True)
+                    in_progress = getattr(handler, "_request_in_progress", True)
+                    return state.patience(between_requests=not in_progress)
         return None
 
     def is_busy(self) -> bool:

@@ -23,7 +23,7 @@ class Hypercorn:
         """Has the program imported its server?"""
         return self.imported
 
-    def is_between_requests(self, connection: Connection) -> bool | None:  # noqa: ARG002
+    def patience(self, connection: Connection) -> float | None:  # noqa: ARG002
         """It keeps no list of its connections."""
         return None
 

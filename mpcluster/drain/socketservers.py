@@ -40,15 +40,15 @@ class SocketServers:
         """Does any ``serve_forever()`` run?"""
         return len(self.serving) > 0
 
-    def is_between_requests(self, connection: Connection) -> bool | None:
+    def patience(self, connection: Connection) -> float | None:
         """As :class:`~.adapter.Adapter` has it."""
         if connection.fd in self.awaiting:
-            return True
+            return state.IDLE
         server = self.handling.get(connection.fd)
         if server is None:
             return None
         # A handler that reads its first request in a way of its own (wsgiref).
-        return not connection.received and _is_http(server)
+        return state.patience(between_requests=not connection.received and _is_http(server))
 
     def is_busy(self) -> bool:
         """Datagrams that are being answered, and forked children."""

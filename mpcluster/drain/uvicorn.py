@@ -29,13 +29,14 @@ class Uvicorn:
         """Has one started?"""
         return any(server.started for server in list(self.servers))
 
-    def is_between_requests(self, connection: Connection) -> bool | None:
+    def patience(self, connection: Connection) -> float | None:
         """By the protocol object that has this connection."""
         for server in list(self.servers):
             for protocol in list(server.server_state.connections):
                 if _descriptor(protocol) == connection.fd:
                     cycle = getattr(protocol, "cycle", None)  # a WebSocket has none
-                    return cycle is None or bool(cycle.response_complete)
+                    complete = cycle is None or bool(cycle.response_complete)
+                    return state.patience(between_requests=complete)
         return None
 
     def is_busy(self) -> bool:
