@@ -8,6 +8,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,13 +22,31 @@ PATIENCE = 30.0  # seconds until a test that waits for the master gives up
 _HERE = Path(__file__).parent
 
 
+#: Becomes what its arguments say, as a service manager starts it: with a socket as number 3.
+_HAND_DOWN = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3, inheritable=True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="web")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
 class Master:
     """A master with its workers, and what it says."""
 
-    def __init__(self, script: str, *arguments: str, count: int = 2, **environ: str) -> None:
+    def __init__(
+        self,
+        script: str,
+        *arguments: str,
+        count: int = 2,
+        handed_down: socket.socket | None = None,
+        **environ: str,
+    ) -> None:
+        given = [] if handed_down is None else [handed_down.fileno()]
         self._process = subprocess.Popen(
             [
                 sys.executable,
+                *(["-c", _HAND_DOWN, str(given[0])] if given else []),
                 str(_HERE / "serving_master.py"),
                 str(count),
                 str(_HERE / "servers" / f"{script}.py"),
@@ -37,6 +56,7 @@ class Master:
             stdout=subprocess.PIPE,
             env={**os.environ, **environ},
             start_new_session=True,
+            pass_fds=given,
         )
         self._heard: list[dict[str, Any]] = []
         self._rest = b""
@@ -85,9 +105,9 @@ class Master:
 
 
 @contextlib.contextmanager
-def serving(script: str, *arguments: str, count: int = 2, **environ: str) -> Iterator[Master]:
+def serving(script: str, *arguments: str, **options: Any) -> Iterator[Master]:
     """A master for one test."""
-    master = Master(script, *arguments, count=count, **environ)
+    master = Master(script, *arguments, **options)
     try:
         yield master
     finally:
@@ -156,6 +176,8 @@ class Load:
 
     ``repeated`` counts requests on a connection that had served before and ended without a
     byte of response: HTTP/1.1 lets a client ask again, so they are not lost.
+
+    ``forgiving``: to wait for more answers does not end with a loss.
     """
 
     port: int
@@ -163,6 +185,7 @@ class Load:
     repeated: int = 0
     lost: list[BaseException] = field(default_factory=list)
     stopping: bool = False
+    forgiving: bool = False
     progress: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def run(self, *, new: int, kept: int) -> None:
@@ -177,7 +200,9 @@ class Load:
         """Wait for so many more answers."""
         goal = self.answered + count
         async with asyncio.timeout(PATIENCE), self.progress:
-            await self.progress.wait_for(lambda: self.answered >= goal or bool(self.lost))
+            await self.progress.wait_for(
+                lambda: self.answered >= goal or (bool(self.lost) and not self.forgiving)
+            )
 
     async def _client(self, *, keep: bool) -> None:
         stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None

@@ -8,19 +8,18 @@ and puts another in its place.
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
-import threading
 
 import mpcluster as cluster
 
-_lock = threading.Lock()
 _stopping = False
 
 
 def say(event: str, **what: object) -> None:
-    with _lock:
-        print(json.dumps({"event": event, **what}), flush=True)
+    # Not print(): a worker that is forked in its midst has the half line in its buffer, too.
+    os.write(1, json.dumps({"event": event, **what}).encode() + b"\n")
 
 
 def master(count: int) -> None:

@@ -136,8 +136,42 @@ async def drain_under_load(script: str, policy: str, *, new: int, kept: int) -> 
     return load
 
 
+async def kill_under_load(script: str, policy: str, *, clients: int) -> Load:
+    """SIGKILL one worker of two, and its replacement, while clients go on."""
+    with serving(script, "127.0.0.1", "0", MPCLUSTER_SCHEDULING=policy) as master:
+        there = [
+            await asyncio.to_thread(master.expect, "listening"),
+            await asyncio.to_thread(master.expect, "listening"),
+        ]
+        load = Load(there[0]["port"], forgiving=True)
+        running = asyncio.create_task(load.run(new=clients, kept=0))
+        killed = there[0]["pid"]
+        for _ in range(2):
+            await load.more(100)
+            os.kill(killed, signal.SIGKILL)
+            death = await asyncio.to_thread(master.expect, "death")
+            assert (death["pid"], death["asked"]) == (killed, False)
+            killed = (await asyncio.to_thread(master.expect, "listening"))["pid"]
+        await load.more(100)
+        load.stopping = True
+        await running
+    return load
+
+
 @pytest.mark.parametrize("policy", ["shared", "slots"])
-@pytest.mark.parametrize("script", [*POLITE, "asyncio_streams", "socket_server", "accept_loop"])
+@pytest.mark.parametrize("script", SERVERS)
+def test_a_kill_under_load_loses_at_most_what_the_dead_worker_had_accepted(
+    script: str, policy: str
+) -> None:
+    """One request a client each time; nobody is refused, and what had queued is answered."""
+    need(script)
+    load = asyncio.run(kill_under_load(script, policy, clients=6))
+    assert not [error for error in load.lost if isinstance(error, ConnectionRefusedError)]
+    assert len(load.lost) <= 2 * 6
+
+
+@pytest.mark.parametrize("policy", ["shared", "slots"])
+@pytest.mark.parametrize("script", SERVERS)
 def test_a_drain_under_load_loses_no_request(script: str, policy: str) -> None:
     need(script)
     load = asyncio.run(drain_under_load(script, policy, new=6, kept=0))
