@@ -41,8 +41,8 @@ def leave_when_told(worker: Worker, **options: Any) -> threading.Event:
     def wait() -> None:
         assert worker.hear() == "leave"
         drain.begin(**{"user_callback": None, "finished": finished, **options})
+        worker.say("drains")  # before what the program does about it
         begun.set()
-        worker.say("drains")
 
     drain.install()
     threading.Thread(target=wait, daemon=True).start()
