@@ -59,7 +59,7 @@ def test_a_process_that_ends_while_another_thread_forks_closes_no_sentinel(
 ) -> None:
     """The exit functions of `weakref` and `multiprocessing` come just when it is opened."""
 
-    class AtExit(weakref.finalize[..., Any]):
+    class AtExit(weakref.finalize):  # type: ignore[type-arg]
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             if self.atexit:
