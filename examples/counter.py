@@ -22,6 +22,10 @@ if cluster.is_master:
         if message == {"cmd": "notifyRequest"}:
             num_reqs += 1
 
+    @cluster.on("listening")
+    def listening(worker: cluster.ClusterProcess, address: cluster.Address) -> None:
+        print(f"worker {worker.pid} serves {address}", flush=True)
+
     for _ in range(workers):
         cluster.fork().on("message", count)
 
@@ -33,6 +37,7 @@ else:
     class Hello(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
+            self.send_header("Worker", str(os.getpid()))
             self.end_headers()
             self.wfile.write(b"hello world\n")
             cluster.send({"cmd": "notifyRequest"})

@@ -18,6 +18,10 @@ if cluster.is_master:
     for _ in range(workers):
         cluster.fork()
 
+    @cluster.on("listening")
+    def listening(worker: cluster.ClusterProcess, address: cluster.Address) -> None:
+        print(f"worker {worker.pid} serves {address}", flush=True)
+
     @cluster.on("death")
     def restart(worker: cluster.ClusterProcess) -> None:
         print(f"worker {worker.pid} died. restart...", flush=True)
@@ -28,6 +32,7 @@ else:
     class Hello(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
+            self.send_header("Worker", str(os.getpid()))
             self.end_headers()
             self.wfile.write(b"hello world\n")
             cluster.send({"cmd": "notifyRequest"})

@@ -2,7 +2,8 @@
 
 The layers, lowest first; each imports only what stands above it in this list::
 
-    ground      errors, events, states, messages, address, configuration, descriptors
+    ground      errors, events, states, messages, address, arguments,
+                configuration, descriptors
     transport   pickling, wire, memfd, channel    messages over a socketpair
     watching    watcher                           one thread, one epoll, a process
     sockets     listeners, registry, scheduling,  the root master's shared listeners,
@@ -105,7 +106,8 @@ _LIVE: dict[str, _Callable[[], _Any]] = {
     "is_master": lambda: _workerside.current() is None,
     "is_worker": lambda: _workerside.current() is not None,
     "worker": _workerside.current,
-    "workers": lambda: _family.current().workers,
+    # A copy: deaths are told in another thread, while the program goes through them here.
+    "workers": lambda: dict(_family.current().workers),
     "settings": lambda: _family.current().settings,
 }
 
@@ -115,3 +117,7 @@ def __getattr__(name: str) -> _Any:
         return _LIVE[name]()
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LIVE})

@@ -7,13 +7,15 @@ process: the family of workers, the worker's own side, the registry of listeners
 from __future__ import annotations
 
 import functools
+import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from mpcluster import (
+    arguments,
     configuration,
     ending,
     family,
@@ -96,12 +98,13 @@ def fork(
         target = functools.partial(mainprogram.quietly, target)
     else:
         raise TypeError(f"target must be callable, not {target!r}")
+    args, kwargs = arguments.call(args, kwargs)
     process = ClusterProcess(
         None,
         target,
         name,
-        tuple(args),
-        dict(kwargs or {}),
+        args,
+        kwargs,
         daemon=daemon,
         env=env,
         cwd=cwd,
@@ -206,11 +209,12 @@ def broadcast(message: object) -> None:
 # -- settings ------------------------------------------------------------------------------
 
 
-def setup(**changes: object) -> None:
-    """Change the settings of later forks; cumulative.
+def setup(**changes: Unpack[configuration.Changes]) -> None:
+    """Change the settings of later forks; cumulative: what is not named stays as it is.
 
     Args:
-        changes: Fields of :class:`mpcluster.Settings`.
+        changes: Fields of :class:`mpcluster.Settings`: ``scheduling``, ``kill_timeout``,
+            ``channel_limit``, ``send_timeout``, ``listener_grace``.
 
     Raises:
         TypeError: There is no such setting, or its value is of a wrong type.
@@ -234,7 +238,11 @@ def disconnect(
         callback: Called in the watcher's thread after the last of their deaths; soon,
             where there is no worker. (Node calls it at the first exit.)
         timeout: As of :meth:`ClusterProcess.disconnect`, seconds.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; nobody was asked to leave.
     """
+    arguments.check_timeout(timeout)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, not {callback!r}")
     relatives = family.current()
@@ -255,7 +263,11 @@ def join(timeout: float | None = None) -> bool:
 
     Returns:
         False if there is still a worker at the end of ``timeout``.
+
+    Raises:
+        TypeError, ValueError: ``timeout`` is no number.
     """
+    arguments.check_timeout(timeout, least=-math.inf)  # as any join in Python
     relatives = family.current()
     if not watcher.current().in_thread():
         return relatives.wait_told(

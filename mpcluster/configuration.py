@@ -6,9 +6,13 @@ A worker takes the record that is in force when it is forked, and keeps it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
-__all__ = ["Settings", "changed"]
+from mpcluster.arguments import check_number
+
+__all__ = ["Changes", "Settings", "changed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,20 +37,23 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("kill_timeout", "send_timeout", "listener_grace"):
-            _check_number(name, getattr(self, name), "seconds", (int, float))
-        _check_number("channel_limit", self.channel_limit, "bytes", (int,))
+            check_number(name, getattr(self, name), "seconds", (int, float))
+        check_number("channel_limit", self.channel_limit, "bytes", (int,))
         if self.channel_limit < 1:
             raise ValueError(f"channel_limit must be at least 1 byte, not {self.channel_limit}")
 
 
-def _check_number(name: str, value: object, unit: str, types: tuple[type, ...]) -> None:
-    if isinstance(value, bool) or not isinstance(value, types):
-        raise TypeError(f"{name} must be a number of {unit}, not {value!r}")
-    if not value >= 0:  # type: ignore[operator]  # NaN fails this one too
-        raise ValueError(f"{name} must not be negative, not {value!r} {unit}")
+class Changes(TypedDict, total=False):
+    """The settings to change; see :class:`Settings`."""
+
+    scheduling: object
+    kill_timeout: float
+    channel_limit: int
+    send_timeout: float
+    listener_grace: float
 
 
-def changed(settings: Settings, changes: dict[str, object]) -> Settings:
+def changed(settings: Settings, changes: Mapping[str, object]) -> Settings:
     """Return ``settings`` with ``changes``; a wrong name is refused with the list of right ones.
 
     Raises:

@@ -1,8 +1,10 @@
 """The main program, once more: what a worker does that was forked without a target.
 
 The code is read anew in the worker, from where the master had it: the script, the ``-m``
-module, or the directory or archive that was given to the interpreter. It runs as
-``__main__``, in a module of its own; the master's stays behind as it was at the fork.
+module, or the directory or archive that was given to the interpreter. A program that runs
+programs (``coverage run``, ``runpy.run_path``) may leave no more of it than a file's name,
+which is as good. It runs as ``__main__``, in a module of its own; the master's stays
+behind as it was at the fork.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import Any
 
 from mpcluster import interpreter, workerside
@@ -26,7 +28,7 @@ class MainProgram:
     """Where the main program's code is."""
 
     loader: Any
-    name: str  # as the loader knows it
+    module: str | None  # as the loader knows it; a script has no name
     file: str
     spec: ModuleSpec | None
     package: str | None
@@ -63,10 +65,10 @@ class MainProgram:
 
     def _code(self) -> types.CodeType:
         # Not `get_code` for a script: that would write a .pyc beside it.
-        if self.spec is None and hasattr(self.loader, "source_to_code"):
+        if self.module is None and hasattr(self.loader, "source_to_code"):
             code = self.loader.source_to_code(self.loader.get_data(self.file), self.file)
         else:
-            code = self.loader.get_code(self.name)
+            code = self.loader.get_code(self.module or getattr(self.loader, "name", "__main__"))
         assert isinstance(code, types.CodeType)
         return code
 
@@ -82,22 +84,31 @@ def locate() -> MainProgram:
         RuntimeError: It is no file: an interactive session, ``-c``, or standard input.
     """
     main = sys.modules["__main__"]
-    loader = getattr(main, "__loader__", None)
     spec = getattr(main, "__spec__", None)
-    file = getattr(main, "__file__", None)
-    is_code = hasattr(loader, "get_data") or spec is not None
-    if file is None or not is_code or hasattr(sys, "ps1"):
+    name = getattr(main, "__file__", None)
+    loader = _loader(main, spec, name)
+    if loader is None or name is None or hasattr(sys, "ps1"):
         raise RuntimeError(
             "fork() without a target runs the main program again, and this one is not a "
             "file (interactive, -c or standard input); give fork() a target function"
         )
     return MainProgram(
         loader=loader,
-        name=spec.name if spec is not None else getattr(loader, "name", "__main__"),
-        file=_start_file(file),
+        module=spec.name if spec is not None and spec.loader is loader else None,
+        file=_start_file(name),
         spec=spec,
         package=getattr(main, "__package__", None),
     )
+
+
+def _loader(main: types.ModuleType, spec: ModuleSpec | None, name: str | None) -> Any:
+    """Return what can read the program's code, or None."""
+    for loader in (getattr(spec, "loader", None), getattr(main, "__loader__", None)):
+        if hasattr(loader, "get_data") and hasattr(loader, "get_code"):
+            return loader
+    if name is not None and os.path.isfile(_start_file(name)):
+        return SourceFileLoader("__main__", _start_file(name))
+    return None
 
 
 def _directory_now() -> str:

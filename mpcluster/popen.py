@@ -18,7 +18,6 @@ import struct
 import sys
 import threading
 import traceback
-import weakref
 from multiprocessing import popen_fork
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Final, Protocol
@@ -55,7 +54,7 @@ class Popen(popen_fork.Popen):
     method = "fork"
     sentinel: int
     connection: Connection[Any, Any]
-    finalizer: Any  # a weakref.finalize, which is called as the base class's Finalize is
+    finalizer: Any  # called by the base class's `close`
 
     def _launch(self, process_obj: Child) -> None:
         self._owner = os.getpid()
@@ -93,9 +92,7 @@ class Popen(popen_fork.Popen):
             os.waitpid(pid, 0)
             descriptors.close(ours)
             raise
-        # Not `util.Finalize`: that is kept, and run, at the end of every process.
-        self.finalizer = weakref.finalize(self, _close_sentinel, os.getpid(), self.sentinel)
-        self.finalizer.atexit = False
+        self.finalizer = _Closing(self.sentinel)
         self._watched = self._close_wanted = False  # guarded by `_reaping`, too
 
     @staticmethod
@@ -197,9 +194,32 @@ class Popen(popen_fork.Popen):
     _send_signal = send_signal  # as the base class calls it
 
 
-def _close_sentinel(owner: int, sentinel: int) -> None:
-    if os.getpid() == owner:  # in a child it is closed long since
+class _Closing:
+    """Closes a sentinel once: when it is called, or when nobody holds it any more.
+
+    Neither a `util.Finalize` nor a `weakref.finalize`. At the end of the process the main
+    thread runs those, and the watcher may fork at that very moment: a sentinel that it has
+    just opened would be closed under its hands, and its number be the next thing's.
+    """
+
+    def __init__(self, sentinel: int) -> None:
+        self._owner = os.getpid()
+        self._sentinel = [sentinel]  # `pop` gives it to one caller, whatever their threads
+
+    def __call__(self) -> None:
+        if os.getpid() != self._owner:
+            return  # in a child it is closed long since
+        try:
+            sentinel = self._sentinel.pop()
+        except IndexError:
+            return
         descriptors.close(sentinel)
+
+    def __del__(self) -> None:
+        try:
+            self()
+        except Exception:  # noqa: BLE001  # the interpreter is going, its modules are gone
+            pass
 
 
 def _open_sentinel(pid: int) -> int:

@@ -17,7 +17,17 @@ from multiprocessing import context
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
-from mpcluster import descriptors, drain, family, leash, messages, sharing, watcher, workerside
+from mpcluster import (
+    arguments,
+    descriptors,
+    drain,
+    family,
+    leash,
+    messages,
+    sharing,
+    watcher,
+    workerside,
+)
 from mpcluster.errors import NotMasterError
 from mpcluster.events import Callback, Emitter
 from mpcluster.life import Life
@@ -46,7 +56,7 @@ class ClusterProcess(context.ForkProcess):
         share_ports: Let the child's ordinary servers share their ports with its siblings.
 
     Raises:
-        TypeError: ``env`` does not map strings to strings.
+        TypeError: ``env`` does not map strings to strings, or ``cwd`` is no path.
         NotADirectoryError: ``cwd`` is none (at ``start()``).
     """
 
@@ -70,8 +80,8 @@ class ClusterProcess(context.ForkProcess):
         share_ports: bool = False,
     ) -> None:
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
-        self._env = _checked_env(env)
-        self._cwd = None if cwd is None else os.fspath(cwd)
+        self._env = arguments.environment(env)
+        self._cwd = arguments.directory(cwd)
         self._share_ports = bool(share_ports)
         self._id: int | None = None
         self._life: Life | None = None
@@ -273,10 +283,10 @@ class ClusterProcess(context.ForkProcess):
         Raises:
             NotMasterError: This process is not the worker's parent.
             ValueError: The worker was not started, or ``timeout`` is negative.
+            TypeError: ``timeout`` is no number.
         """
         life = self._own_life("disconnect")
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout must be seconds from 0 on, not {timeout!r}")
+        arguments.check_timeout(timeout)
         if not self.is_dead:
             life.ask_to_leave(timeout)
         return self
@@ -285,8 +295,12 @@ class ClusterProcess(context.ForkProcess):
         """Send ``signal`` to the worker; nothing happens if it is dead.
 
         Unlike a leave that was asked for, its end counts as a crash.
+
+        Raises:
+            TypeError, ValueError: There is no such signal; or the worker was not started.
         """
         self._check_closed()
+        arguments.check_signal(signal)
         if self._popen is None:
             raise ValueError(f"{self.name} was not started; call start() first")
         self._popen.send_signal(signal)
@@ -311,15 +325,3 @@ def _subscription_to(process: ClusterProcess) -> Callable[[str], None]:
             subject._family.subscribed(event, subject)  # noqa: SLF001
 
     return subscribed
-
-
-def _checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
-    if env is None:
-        return {}
-    pairs: list[tuple[object, object]] = list(env.items())
-    for name, value in pairs:
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"env maps names to strings, not {name!r} to {value!r}")
-        if not name or "=" in name or "\0" in name + value:
-            raise ValueError(f"{name!r}: {value!r} is no name and value of an environment")
-    return dict(env)

@@ -42,7 +42,7 @@ def leave_when_told(worker: Worker, **options: Any) -> threading.Event:
     def wait() -> None:
         assert worker.hear() == "leave"
         drain.begin(**{"user_callback": None, "finished": finished, **options})
-        worker.say("drains")
+        worker.say("drains")  # before what the program does about it
         begun.set()
 
     drain.install()

@@ -416,6 +416,12 @@ class TestMainPrograms:
         zipapp.create_archive(source, tmp_path / "program.pyz")
         self.check(run(tmp_path / "program.pyz", "a", "b"))
 
+    def test_a_script_that_another_program_runs(self, tmp_path: Path) -> None:
+        (tmp_path / "other.py").write_text("NAME = 'name'\n")
+        script = write(tmp_path / "script.py", MAIN.format(imports="other"))
+        runner = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
+        self.check(run("-c", runner, script, "a", "b", env={"PYTHONPATH": str(tmp_path)}))
+
     @pytest.mark.parametrize("how", ["-c", "standard input"])
     def test_one_that_is_no_file_is_told_what_to_do(self, how: str) -> None:
         code = "import mpcluster; mpcluster.fork()"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -16,7 +17,6 @@ import pytest
 from examples import demo
 from tests import leaks
 
-HELLO = "hello world\n"
 WORKERS = 8
 
 
@@ -33,8 +33,9 @@ def counter() -> Iterator[demo.Program]:
 
 
 @contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
+def stopped(pids: Iterable[int]) -> Iterator[None]:
     """Processes that take nothing in while the block runs."""
+    pids = list(pids)
     try:
         for pid in pids:
             stop(pid)
@@ -45,71 +46,64 @@ def stopped(pids: list[int]) -> Iterator[None]:
 
 
 def stop(pid: int) -> None:
-    """Return when it has stopped: a signal is on its way for a moment."""
+    """Return when it has stopped.
+
+    A signal is on its way for a moment, and of a process that is no child of this one nothing
+    tells but its entry in /proc.
+    """
     os.kill(pid, signal.SIGSTOP)
-    demo.wait_until(lambda: (process := leaks.Process.read(pid)) is None or process.state == "T")
-
-
-def requests(program: demo.Program, number: int) -> list[str]:
-    """Send so many requests, eight at a time, and return the answers."""
-    with ThreadPoolExecutor(8) as clients:
-        return list(clients.map(lambda _: program.get(), range(number)))
+    limit = time.monotonic() + demo.PATIENCE
+    while (process := leaks.Process.read(pid)) is not None and process.state != "T":
+        assert time.monotonic() < limit, f"{pid} does not stop"
+        os.sched_yield()
 
 
 def test_eight_workers_share_the_port(restart: demo.Program) -> None:
     """Each of them answers when no other can."""
-    workers = restart.wait_for_workers(WORKERS)
-    for worker in workers:
-        with stopped([pid for pid in workers if pid != worker]):
-            assert restart.get() == HELLO
+    assert len(restart.workers) == WORKERS
+    for worker in restart.workers:
+        with stopped(restart.workers - {worker}):
+            assert restart.get() == worker
 
 
 def test_a_killed_worker_is_reported_and_replaced(restart: demo.Program) -> None:
-    before = restart.wait_for_workers(WORKERS)
-    victim = before[3]
-    os.kill(victim, signal.SIGKILL)
+    victim = max(restart.workers)
+    others = restart.workers - {victim}
+    restart.kill(victim)
     restart.wait_for(f"^worker {victim} died. restart...$")
-    (new,) = set(restart.wait_for_workers(WORKERS)) - set(before)
-    with stopped([pid for pid in before if pid != victim]):
-        assert restart.get() == HELLO, f"worker {new} alone does not answer"
+    new = restart.wait_for_worker()
+    with stopped(others):
+        assert restart.get() == new
 
 
 def test_requests_to_the_living_are_answered_while_one_is_killed(restart: demo.Program) -> None:
     """The victim is stopped beforehand, so that no request is in its hands when it dies."""
-    victim, *_ = restart.wait_for_workers(WORKERS)
+    victim = max(restart.workers)
     stop(victim)
-    half_way = threading.Event()
-    answers = []
-
-    def load() -> None:
-        for number in range(400):
-            answers.append(restart.get())
-            if number == 200:
-                half_way.set()
-
-    clients = [threading.Thread(target=load) for _ in range(2)]
-    for client in clients:
-        client.start()
-    assert half_way.wait(60)
-    os.kill(victim, signal.SIGKILL)
-    restart.wait_for(f"^worker {victim} died")
-    for client in clients:
-        client.join()
-    assert answers == [HELLO] * 800
+    with demo.Load(restart) as load:
+        load.more(200)
+        restart.kill(victim)
+        restart.wait_for(f"^worker {victim} died")
+        new = restart.wait_for_worker()
+        load.more(400)
+    assert load.cut == 0
+    assert set(load.answered) <= restart.workers
+    assert new in restart.workers
 
 
 def test_the_counter_counts_every_request(counter: demo.Program) -> None:
-    counter.wait_for_workers(WORKERS)
-    assert requests(counter, 500) == [HELLO] * 500
-    total = 501  # the first one was to see whether it serves
-    counter.wait_for(f"^numReqs = {total}$")
-    assert counter.wait_for(r"^numReqs = (\d+)$")[1] == str(total)
+    with ThreadPoolExecutor(demo.CLIENTS) as clients:
+        answered = collections.Counter(clients.map(lambda _: counter.get(), range(500)))
+    assert answered.total() == 500
+    assert set(answered) <= counter.workers
+    counter.wait_for("^numReqs = 500$")
+    assert counter.wait_for(r"^numReqs = (\d+)$")[1] == "500"  # and none comes after it
 
 
 @pytest.mark.parametrize("script", ["restart.py", "counter.py"])
 def test_sigterm_to_the_master_ends_everybody(script: str) -> None:
     with demo.running(script, workers=4) as program:
-        workers = [os.pidfd_open(pid) for pid in program.wait_for_workers(4)]
+        workers = [os.pidfd_open(pid) for pid in program.workers]
         status = program.stop()
     try:
         assert status == -signal.SIGTERM

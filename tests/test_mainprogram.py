@@ -37,7 +37,7 @@ def test_a_script_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "__main__", script(path))
     found = mainprogram.locate()
     assert found.file == str(path)
-    assert found.name == "__main__"
+    assert found.module is None
     assert found.spec is None
 
 
@@ -54,11 +54,29 @@ def test_what_is_found_first_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_one_without_a_file_is_refused_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
+    """No name of a file, as at ``-c``; or a name that is no file's, as a notebook may have."""
     main = script(tmp_path / "program.py")
     delattr(main, missing)
     monkeypatch.setitem(sys.modules, "__main__", main)
     with pytest.raises(RuntimeError, match="give fork\\(\\) a target function"):
         mainprogram.locate()
+
+
+def test_where_another_program_runs_it_the_name_of_its_file_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``coverage run -m`` leaves a spec with the module's name, and a loader that reads nothing."""
+    path = tmp_path / "program.py"
+    path.write_text("seen = (__spec__.name, __package__, __file__)\n")
+    main = types.ModuleType("__main__")
+    main.__file__ = str(path)
+    main.__loader__ = types.SimpleNamespace(name="package.program")  # type: ignore[assignment]
+    main.__spec__ = importlib.machinery.ModuleSpec("package.program", main.__loader__)
+    main.__package__ = "package"
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    mainprogram.locate()._execute()
+    assert sys.modules["__main__"].seen == ("package.program", "package", str(path))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_at_the_prompt_it_is_refused_although_a_script_came_before(

@@ -8,7 +8,9 @@ import resource
 import select
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
+from multiprocessing import util
 from typing import Any
 
 import pytest
@@ -50,6 +52,32 @@ def finish(one: Popen) -> None:
 
 def test_its_sentinel_is_a_pidfd(living: Popen) -> None:
     assert "pidfd" in os.readlink(f"/proc/self/fd/{living.sentinel}")
+
+
+def test_a_process_that_ends_while_another_thread_forks_closes_no_sentinel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The exit functions of `weakref` and `multiprocessing` come just when it is opened."""
+
+    class AtExit(weakref.finalize):  # type: ignore[type-arg]
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            if self.atexit:
+                self()
+
+    class AtExitToo(util.Finalize):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self()
+
+    monkeypatch.setattr(weakref, "finalize", AtExit)
+    monkeypatch.setattr(util, "Finalize", AtExitToo)
+    one = Popen(Child())
+    assert "pidfd" in os.readlink(f"/proc/self/fd/{one.sentinel}")
+    assert one.wait() == 0
+    finish(one)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(one.sentinel)
 
 
 def test_poll_tells_nothing_while_it_lives_and_the_code_for_ever_after() -> None:
