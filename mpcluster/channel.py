@@ -25,12 +25,12 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from mpcluster import descriptors, memfd, pickling, wire
-from mpcluster.errors import ChannelClosedError, ChannelFullError, SerializationError
+from mpcluster import descriptors, frames, memfd, pickling, wire
+from mpcluster.errors import ChannelClosedError, ChannelFullError
 from mpcluster.inbox import Inbox
 from mpcluster.outbox import NO_ROOM, NO_SIGNAL, Outbox, Outgoing
-from mpcluster.pickling import Pickled, Segment
-from mpcluster.wire import MAX_DESCRIPTORS, Kind, Received, plain_header
+from mpcluster.pickling import Pickled
+from mpcluster.wire import Kind, Received, plain_header
 
 __all__ = ["Channel", "Kind", "Received"]
 
@@ -88,6 +88,9 @@ class Channel:
         #: `read_elsewhere`: two sides that only send must not wait for each other. It has
         #: to receive and put aside; it must not run user code, for it may come nested.
         self.on_readable: Callable[[Channel], object] | None = None
+        #: Asked by a sender before it waits: is this thread one that others depend on? Then
+        #: it gets the error instead. Asked no sooner, for most messages need not wait.
+        self.must_not_wait: Callable[[], bool] = lambda: False
         #: A watcher reads this channel, so a sender that waits does not.
         self.read_elsewhere = False
         self._lock = threading.Lock()
@@ -158,9 +161,9 @@ class Channel:
                 the sender may close his own copies of those as soon as this returns.
             kind: Whom it is for.
             handed_over: Return only when all of it is in the kernel, so that the process
-                may end. (With a reader that stalls half-way through this very message for
-                `send_timeout`, it stays queued.)
-            may_wait: Without, the call never blocks; for threads that others depend on.
+                may end; not in a thread that must not wait. (With a reader that stalls
+                half-way through this very message for `send_timeout`, it stays queued.)
+            may_wait: Without, the call never blocks, as where :attr:`must_not_wait` says so.
 
         Raises:
             SerializationError: It cannot travel; nothing was sent.
@@ -173,13 +176,14 @@ class Channel:
         if len(segments) == 1 and len(segments[0]) <= _JOIN and not (buffers or carried):
             mark = self._write_small(plain_header(kind, len(segments[0])) + segments[0])
         if mark is None:
+            may_wait = may_wait and not self.must_not_wait()
             frame = self._frame(pickled, kind, may_wait=may_wait)
             # An order or an answer that did not get through would leave the other side
             # waiting for ever. It is small, and those who send them must not wait.
             urgent = kind is Kind.CONTROL and not may_wait
             mark = self._enter(frame, may_wait=may_wait, urgent=urgent)
         if mark:
-            self._follow(mark, handed_over=handed_over)
+            self._follow(mark, handed_over=handed_over and not self.must_not_wait())
 
     def flush(self) -> bool:
         """Write what the kernel takes now; is nothing left? Never blocks."""
@@ -212,37 +216,19 @@ class Channel:
 
     def _frame(self, pickled: Pickled, kind: Kind, *, may_wait: bool) -> Outgoing:
         """Put a message in its form: a memfd where that is cheaper, and there is room."""
-        segments, buffers, carried = pickled
-        if len(carried) >= MAX_DESCRIPTORS:
-            text = f"a message carries {len(carried)} descriptors; {MAX_DESCRIPTORS - 1} can travel"
-            raise SerializationError(text)
-        sizes = [sum(map(len, segments)), *map(len, buffers)]
-        size = sum(sizes)
-        if size >= memfd.THRESHOLD:
-            frame = self._memory_frame(pickled, sizes, kind, may_wait=may_wait)
+        sizes = frames.sizes(pickled)
+        if sum(sizes) >= memfd.THRESHOLD:
+            memory = memfd.layout(sizes)[1]
+            self._borrow(memory, may_wait=may_wait)
+            frame = None
+            try:
+                frame = frames.in_memory(pickled, sizes, kind)
+            finally:
+                if frame is None:
+                    self._give_back(memory)
             if frame is not None:
                 return frame
-        table = wire.table(sizes[1:])
-        head = wire.header(kind, len(table) + size, buffers=len(buffers), descriptors=len(carried))
-        pieces: list[Segment] = [head + table, *segments, *buffers]
-        return Outgoing(pieces, len(head) + len(table) + size, carried)
-
-    def _memory_frame(
-        self, pickled: Pickled, sizes: list[int], kind: Kind, *, may_wait: bool
-    ) -> Outgoing | None:
-        segments, buffers, carried = pickled
-        _, memory = memfd.layout(sizes)
-        self._borrow(memory, may_wait=may_wait)
-        fd = None
-        try:
-            fd = memfd.create([segments, *([buffer] for buffer in buffers)])
-        finally:
-            if fd is None:
-                self._give_back(memory)
-        if fd is None:
-            return None
-        head = wire.memory_frame(kind, sizes, 1 + len(carried))
-        return Outgoing([head], len(head), carried, [fd], lent=memory)
+        return frames.inline(pickled, sizes, kind)
 
     def _enter(self, frame: Outgoing, *, may_wait: bool, urgent: bool) -> int:
         """Write or queue a frame, when there is room for it; 0, or the mark to wait for."""

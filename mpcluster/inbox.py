@@ -33,6 +33,8 @@ _FIRST_BUFFER: Final = 1 << 12
 # As plain numbers: `&` on an IntFlag is Python code, and costs as much as the call itself.
 _CTRUNC: Final = int(socket.MSG_CTRUNC)
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+#: Makes a `Received` in half the time that its own constructor takes.
+_received: Final = tuple.__new__
 #: Bytes for one lot of descriptors beside the data.
 _RIGHTS: Final = socket.CMSG_SPACE(wire.DESCRIPTORS_A_CALL * 4)
 
@@ -141,7 +143,9 @@ class Inbox:
         """Cut all whole frames out of the buffer; their size in bytes."""
         cut = 0
         buffer = memoryview(self._buffer)
-        while self._end - self._begin >= HEADER.size:
+        append, loads = self._whole.append, pickle.loads
+        last = self._end - HEADER.size
+        while self._begin <= last:
             kind, length, shape = wire.parse(self._buffer, self._begin)
             begin = self._begin + HEADER.size
             end = begin + length
@@ -157,11 +161,11 @@ class Inbox:
             else:
                 cut += length
                 try:
-                    message = pickle.loads(body)
+                    message = loads(body)
                 except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's __setstate__
                     self._failed(kind, length, error)
                 else:
-                    self._whole.append(Received(kind, message, length))
+                    append(_received(Received, (kind, message, length, None)))
         self._needed = HEADER.size
         if self._lots and self._begin == self._end:
             raise MalformedFrame("descriptors came that belong to no frame")
