@@ -202,7 +202,7 @@ class ClusterProcess(context.ForkProcess):
             ValueError: The worker was not started.
         """
         life = self._life
-        # A family is one process's own: to compare it costs a fifth of asking for the pid.
+        # A family is one process's own, and to ask for the pid is a system call.
         if life is None or self._closed or self._family is not family.current():
             life = self._own_life("send to")
         life.channel.send(message)
