@@ -140,9 +140,9 @@ class Sender:
                 return None
             try:
                 sent = self._send_now(data, NO_SIGNAL)
-            except BlockingIOError:
-                return None
             except OSError as error:
+                if error.errno in NO_ROOM:
+                    return None
                 raise self._lost(error) from error
             if sent == len(data):
                 return 0

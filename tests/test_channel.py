@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
@@ -676,6 +677,15 @@ def test_a_thread_that_must_not_wait_gets_the_error_and_what_it_sent_before_arri
     assert [received.message[0] for received in pair.arrive()] == list(range(sent))  # type: ignore[index]
     pair.here.close()
     pair.there.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN])
+def test_a_kernel_short_of_memory_is_a_full_one_and_not_the_end(pair: Pair, number: int) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    pair.here._send_now = refuse  # type: ignore[assignment]
+    assert pair.through("a word") == "a word"
 
 
 def test_nobody_is_asked_whether_he_may_wait_while_there_is_room(pair: Pair) -> None:
