@@ -95,6 +95,8 @@ class Emitter:
         self.names = tuple(names)
         self._subscribed = subscribed
         self._subscriptions: dict[str, tuple[_Subscription, ...]] = {}
+        # The callbacks of each event all of whose subscriptions last, ready to be called.
+        self._ready: dict[str, tuple[Callback, ...]] = {}
         # Taken to replace one tuple by another, by any thread; nothing is called and
         # nothing is written while it is held. Re-entrant for the sake of signal handlers. A
         # forked child drops its parent's emitters.
@@ -117,7 +119,7 @@ class Emitter:
             raise TypeError(f"a callback for {event!r} must be callable, not {callback!r}")
         with self._lock:
             present = self._subscriptions.get(event, ())
-            self._subscriptions[event] = (*present, _Subscription(callback, once))
+            self._replace(event, (*present, _Subscription(callback, once)))
         if self._subscribed is not None:
             self._subscribed(event)
         return callback
@@ -135,7 +137,7 @@ class Emitter:
                     if present[index].callback == callback:
                         remaining = present[:index] + present[index + 1 :]
                         break
-            self._subscriptions[event] = remaining
+            self._replace(event, remaining)
 
     def has(self, event: str) -> bool:
         """Is anybody subscribed to ``event``?"""
@@ -143,17 +145,27 @@ class Emitter:
 
     def take(self, event: str) -> tuple[Callback, ...]:
         """Return the callbacks to call now; those for one time are unsubscribed."""
-        present = self._subscriptions.get(event, ())
-        if any(subscription.once for subscription in present):
-            with self._lock:
-                present = self._subscriptions.get(event, ())
-                self._subscriptions[event] = tuple(s for s in present if not s.once)
+        ready = self._ready.get(event)
+        if ready is not None:
+            return ready
+        with self._lock:
+            present = self._subscriptions.get(event, ())
+            self._replace(event, tuple(s for s in present if not s.once))
         return tuple(subscription.callback for subscription in present)
+
+    def _replace(self, event: str, subscriptions: tuple[_Subscription, ...]) -> None:
+        """Under the lock."""
+        self._subscriptions[event] = subscriptions
+        if any(subscription.once for subscription in subscriptions):
+            self._ready.pop(event, None)
+        else:
+            self._ready[event] = tuple(subscription.callback for subscription in subscriptions)
 
     def clear(self) -> None:
         """Forget every subscription."""
         with self._lock:
             self._subscriptions.clear()
+            self._ready.clear()
 
 
 class _Kept(NamedTuple):

@@ -123,6 +123,9 @@ class Family:
         """
         if self._silent:
             return
+        if not len(self._kept) and self._heard(worker, event):
+            self._deliver(worker, event, args)  # as nearly all
+            return
         key = worker.id
         if not self._heard(worker, event):
             kept = self._kept.keep(

@@ -25,7 +25,7 @@ __all__ = ["Inbox"]
 
 _log = logging.getLogger("mpcluster")
 
-#: Bytes. The kernel holds at most about as much (`net.core.wmem_default` is 208 KiB).
+#: Bytes. One call takes hundreds of small messages; of large ones, a good part of one.
 _BUFFER: Final = 1 << 18
 #: Bytes of a new channel's buffer. Most channels of a program that only starts and joins
 #: processes carry one short frame, and 256 KiB of fresh memory cost 0.3 ms to touch.
@@ -33,6 +33,8 @@ _FIRST_BUFFER: Final = 1 << 12
 # As plain numbers: `&` on an IntFlag is Python code, and costs as much as the call itself.
 _CTRUNC: Final = int(socket.MSG_CTRUNC)
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+#: Makes a `Received` without the constructor's frame in Python.
+_received: Final = tuple.__new__
 #: Bytes for one lot of descriptors beside the data.
 _RIGHTS: Final = socket.CMSG_SPACE(wire.DESCRIPTORS_A_CALL * 4)
 
@@ -141,6 +143,7 @@ class Inbox:
         """Cut all whole frames out of the buffer; their size in bytes."""
         cut = 0
         buffer = memoryview(self._buffer)
+        loads = pickle.loads
         while self._end - self._begin >= HEADER.size:
             kind, length, shape = wire.parse(self._buffer, self._begin)
             begin = self._begin + HEADER.size
@@ -157,11 +160,11 @@ class Inbox:
             else:
                 cut += length
                 try:
-                    message = pickle.loads(body)
+                    message = loads(body)
                 except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's __setstate__
                     self._failed(kind, length, error)
                 else:
-                    self._whole.append(Received(kind, message, length))
+                    self._whole.append(_received(Received, (kind, message, length, None)))
         self._needed = HEADER.size
         if self._lots and self._begin == self._end:
             raise MalformedFrame("descriptors came that belong to no frame")

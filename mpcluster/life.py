@@ -64,6 +64,7 @@ class Life:
         )
         self.channel.read_elsewhere = True
         self.channel.on_backlog = self._want_write
+        self.channel.must_not_wait = watcher.in_thread
         self._process = process  # until its death is told: no circle is left to collect
         self._name = process.name
         self._popen = popen

@@ -33,7 +33,6 @@ from mpcluster.events import Callback, Emitter
 from mpcluster.life import Life
 from mpcluster.popen import Popen
 from mpcluster.states import WorkerState
-from mpcluster.wire import Kind
 
 __all__ = ["WORKER_ID_VARIABLE", "ClusterProcess"]
 
@@ -61,6 +60,7 @@ class ClusterProcess(context.ForkProcess):
     """
 
     if TYPE_CHECKING:  # of BaseProcess, which typeshed leaves out
+        _closed: bool
         _parent_pid: int
         _popen: Popen | None
 
@@ -211,8 +211,11 @@ class ClusterProcess(context.ForkProcess):
             NotMasterError: This process is not the worker's parent.
             ValueError: The worker was not started.
         """
-        life = self._own_life("send to")
-        life.channel.send(message, Kind.USER, may_wait=not watcher.current().in_thread())
+        life = self._life
+        # A family is one process's own, and to ask for the pid is a system call.
+        if life is None or self._closed or self._family is not family.current():
+            life = self._own_life("send to")
+        life.channel.send(message)
 
     @overload
     def on(self, event: str) -> Callable[[C], C]: ...

@@ -117,8 +117,7 @@ class Upstream:
         Raises:
             SerializationError, ChannelClosedError, ChannelFullError: As ``Channel.send``.
         """
-        in_watcher = watcher.current().in_thread()
-        self._channel().send(message, kind, handed_over=not in_watcher, may_wait=not in_watcher)
+        (self._made or self._channel()).send(message, kind, handed_over=True)
 
     def tell(self, message: object) -> None:
         """Send a control message; a parent that is gone is no error here."""
@@ -180,6 +179,7 @@ class Upstream:
                     )
                     channel.on_backlog = self._want_write
                     channel.on_readable = self._on_readable
+                    channel.must_not_wait = watcher.in_thread
                     self._made = channel
         return self._made
 
@@ -217,7 +217,7 @@ class Upstream:
     def _read(self, channel: Channel) -> None:
         """Replies go to who waits for them; the rest waits for its turn."""
         for received in channel.receive():
-            if isinstance(received.message, messages.Reply) and received.kind is Kind.CONTROL:
+            if received.kind is Kind.CONTROL and isinstance(received.message, messages.Reply):
                 self._resolve(received.message)
             else:
                 self._inbox.append(received)

@@ -32,7 +32,7 @@ from typing import Final
 from mpcluster import descriptors
 from mpcluster.events import report
 
-__all__ = ["LINGER", "THREAD_NAME", "Timer", "Watcher", "current"]
+__all__ = ["LINGER", "THREAD_NAME", "Timer", "Watcher", "current", "in_thread"]
 
 #: Seconds that the thread stays when it has nothing to watch: long enough that a program
 #: that starts and joins one process after another does not start a thread for each.
@@ -270,6 +270,11 @@ def current() -> Watcher:
         if found is not made:
             made.discard()
     return found
+
+
+def in_thread() -> bool:
+    """Does the caller run in this process's watcher, in a callback?"""
+    return current().in_thread()
 
 
 def _after_fork_in_child() -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from mpcluster.errors import SerializationError
@@ -57,8 +56,7 @@ class MalformedFrame(ValueError):
     """These bytes are not what the other end of a channel writes."""
 
 
-@dataclass(slots=True)
-class Received:
+class Received(NamedTuple):
     """One message that came.
 
     Args:

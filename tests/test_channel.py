@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
@@ -580,7 +581,7 @@ def test_a_large_message_goes_inline_where_there_is_no_memory_for_a_memfd(
     monkeypatch.setattr(memfd, "create", lambda _: None)
     array = np.arange(MEBI)
     np.testing.assert_array_equal(pair.through([array, "end"])[0], array)
-    assert pair.here._lent == 0
+    assert pair.here._credit.lent == 0
 
 
 def test_nothing_is_left_of_a_sender_killed_with_a_large_message_under_way(pair: Pair) -> None:
@@ -662,7 +663,35 @@ def test_a_refused_message_leaves_no_memory_behind(impatient: Pair) -> None:
     with pytest.raises(ChannelFullError):
         impatient.here.send(bytes(MEBI), may_wait=False)
     assert descriptors.owned() == owned
-    assert impatient.here._lent == 0
+    assert impatient.here._credit.lent == 0
+
+
+def test_a_thread_that_must_not_wait_gets_the_error_and_what_it_sent_before_arrives() -> None:
+    pair = make(limit=MEBI)
+    pair.here.must_not_wait = lambda: True
+    sent = 0
+    with pytest.raises(ChannelFullError, match="must not wait"):
+        while True:
+            pair.here.send((sent, b"x" * 10_000), handed_over=True)
+            sent += 1
+    assert [received.message[0] for received in pair.arrive()] == list(range(sent))  # type: ignore[index]
+    pair.here.close()
+    pair.there.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN])
+def test_a_kernel_short_of_memory_is_a_full_one_and_not_the_end(pair: Pair, number: int) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    pair.here._send_now = refuse  # type: ignore[assignment]
+    assert pair.through("a word") == "a word"
+
+
+def test_nobody_is_asked_whether_he_may_wait_while_there_is_room(pair: Pair) -> None:
+    pair.here.must_not_wait = lambda: pytest.fail("there is room")
+    pair.here.send("a word", handed_over=True)
+    assert [received.message for received in pair.arrive()] == ["a word"]
 
 
 def test_handed_over_returns_when_the_kernel_has_it_all(pair: Pair) -> None:
@@ -766,13 +795,13 @@ def test_a_sender_wakes_on_credit_that_another_thread_receives(pair: Pair) -> No
     pair.here.on_readable = lambda _: pytest.fail("the watcher reads")
     pair.here.send(bytes(MEBI))
     waiting = threading.Event()
-    wait = pair.here._acknowledged.wait
+    wait = pair.here._credit.wait
 
     def told_wait(timeout: float | None = None) -> bool:
         waiting.set()
         return wait(timeout)
 
-    pair.here._acknowledged.wait = told_wait  # type: ignore[method-assign]
+    pair.here._credit.wait = told_wait  # type: ignore[method-assign]
     sender = threading.Thread(target=pair.here.send, args=(bytes(MEBI),))
     sender.start()
     assert waiting.wait(60)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import itertools
+import mmap
 import os
 import select
 import signal
@@ -42,6 +44,13 @@ def nothing() -> None:
 def for_ever() -> None:
     while True:
         signal.pause()
+
+
+def name_of(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:  # the one by which the directory was read
+        return ""
 
 
 def follow(*names: str) -> Diary:
@@ -131,6 +140,32 @@ def test_2_what_was_sent_before_the_end_comes_before_death(size: int) -> None:
     cluster.fork(target)
     diary.until_count(21)
     assert diary.events == [size] * 20 + ["death"]
+
+
+@pytest.mark.parametrize("size", [10, 20_000])
+def test_2_what_send_had_returned_for_arrives_whenever_the_worker_is_killed(size: int) -> None:
+    """In the midst of sending, with all that the kernel and the queue hold under way."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as returned:
+
+        def target() -> None:
+            for number in itertools.count(1):
+                cluster.send((number, b"x" * size))
+                returned[:8] = number.to_bytes(8, sys.byteorder)
+
+        came: list[int] = []
+        death = threading.Event()
+
+        def on_message(worker: cluster.ClusterProcess, message: tuple[int, bytes]) -> None:
+            came.append(message[0])
+            if message[0] == 1000:
+                worker.kill()
+
+        cluster.on("message", on_message)
+        cluster.on("death", lambda _: death.set())
+        cluster.fork(target)
+        assert death.wait(PATIENCE)
+        assert came == list(range(1, len(came) + 1))
+        assert len(came) >= int.from_bytes(returned[:8], sys.byteorder) >= 999
 
 
 def test_2_messages_before_the_master_has_a_handler_are_kept_in_order() -> None:
@@ -380,6 +415,24 @@ def test_9_a_worker_killed_in_the_middle_of_a_huge_message_is_a_death_like_any_o
     diary.until("death", 2)
     assert victim.exitcode == -signal.SIGKILL
     assert other.exitcode == 0
+
+
+# -- 10: large buffers ----------------------------------------------------------------------------
+
+
+def test_10_the_memory_under_way_to_a_worker_is_gone_when_that_is_killed() -> None:
+    def target() -> None:
+        cluster.send("here")
+        for_ever()
+
+    diary = follow("message", "death")
+    deaf = cluster.fork(target, share_ports=False)
+    diary.until("message", 1, "here")
+    for _ in range(3):
+        deaf.send(bytearray(3 * MEGABYTE))
+    deaf.kill()
+    diary.until("death", 1)
+    assert not [link for fd in Path("/proc/self/fd").iterdir() if "memfd" in (link := name_of(fd))]
 
 
 # -- 11: control and user messages --------------------------------------------------------------------------

@@ -1,0 +1,334 @@
+"""The sending half of a channel: written at once, queued, or waited for.
+
+A message is written by the thread that sends it, in one call where the kernel has room; what
+it has no room for waits in an :class:`~mpcluster.outbox.Outbox`, up to ``limit`` bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from mpcluster import frames, memfd, pickling
+from mpcluster.credit import Credit
+from mpcluster.errors import ChannelClosedError, ChannelFullError
+from mpcluster.inbox import Inbox
+from mpcluster.line import Line
+from mpcluster.outbox import NO_ROOM, NO_SIGNAL, Outbox, Outgoing
+from mpcluster.pickling import Pickled
+from mpcluster.wire import Kind, plain_header
+
+__all__ = ["Sender"]
+
+#: Bytes that gather behind a full kernel before a sender tries again to write them. Each
+#: try costs a call; the watcher, or whoever waits, writes as soon as there is room.
+_TRY_AGAIN: Final = 1 << 16
+#: Bytes up to which a frame is joined and written in one piece: cheaper than two pieces.
+_JOIN: Final = 1 << 14
+
+
+class Sender:
+    """All of a :class:`~mpcluster.channel.Channel` that a sender meets; see there.
+
+    Attributes:
+        limit: Bytes that may wait for the other side.
+        send_timeout: Seconds that a sender waits for a reader that takes nothing at all.
+    """
+
+    # `_lock` protects the outbox, the credit and the line. Under it: calls to the kernel
+    # that never block. Never: pickling, user code, waiting (the credit's condition, for
+    # senders that wait for credit alone, gives it up).
+    #
+    # `_turn` belongs to the one sender that waits for room; others that wait queue for it.
+    # So one thread polls, flushes and, where nobody else reads, takes in. It is taken
+    # before `_lock`, never under it. Re-entrant, as taking in may lead to a send.
+
+    def __init__(
+        self,
+        connection: Connection[Any, Any],
+        *,
+        label: str,
+        limit: int = 64 << 20,
+        send_timeout: float = 30.0,
+    ) -> None:
+        self._line = Line(connection)
+        self._socket = self._line.socket
+        self._send_now = self._socket.send
+        self.limit = limit
+        self.send_timeout = send_timeout
+        #: Called by a sender, without a lock, when something waits that did not before.
+        self.on_backlog: Callable[[Any], object] | None = None
+        #: Called by a sender that waits when something can be received, unless
+        #: `read_elsewhere`: two sides that only send must not wait for each other. It has
+        #: to receive and put aside; it must not run user code, for it may come nested.
+        self.on_readable: Callable[[Any], object] | None = None
+        #: Asked by a sender before it waits: is this thread one that others depend on? Then
+        #: it gets the error instead. Asked no sooner, for most messages need not wait.
+        self.must_not_wait: Callable[[], bool] = lambda: False
+        #: A watcher reads this channel, so a sender that waits does not.
+        self.read_elsewhere = False
+        self._lock = threading.Lock()
+        self._turn = threading.RLock()
+        self._credit = Credit(limit, self._lock)
+        self._outbox = Outbox()
+        self._inbox = Inbox(self._socket, label)
+        self._tried = 0  # the outbox's `entered` when it was last written
+        self._told = False  # that the watcher knows of the backlog
+        self._taking_in = False
+        self._cut_off = False  # the other side reads no more
+
+    def send(
+        self,
+        message: object,
+        kind: Kind = Kind.USER,
+        *,
+        handed_over: bool = False,
+        may_wait: bool = True,
+    ) -> None:
+        """Send any object. When this returns, it and what it refers to may be changed.
+
+        Args:
+            message: Anything that cloudpickle takes, with sockets and Connections in it;
+                the sender may close his own copies of those as soon as this returns.
+            kind: Whom it is for.
+            handed_over: Return only when all of it is in the kernel, so that the process
+                may end; not in a thread that must not wait. (With a reader that stalls
+                half-way through this very message for `send_timeout`, it stays queued.)
+            may_wait: Without, the call never blocks, as where :attr:`must_not_wait` says so.
+
+        Raises:
+            SerializationError: It cannot travel; nothing was sent.
+            ChannelFullError: The other side does not read; nothing was sent.
+            ChannelClosedError: Either side has closed.
+        """
+        pickled = pickling.dump(message)
+        segments, buffers, carried = pickled
+        mark = None
+        if len(segments) == 1 and len(segments[0]) <= _JOIN and not (buffers or carried):
+            mark = self._write_small(plain_header(kind, len(segments[0])) + segments[0])
+        if mark is None:
+            may_wait = may_wait and not self.must_not_wait()
+            frame = self._frame(pickled, kind, may_wait=may_wait)
+            # An order or an answer that did not get through would leave the other side
+            # waiting for ever. It is small, and those who send them must not wait.
+            urgent = kind is Kind.CONTROL and not may_wait
+            mark = self._enter(frame, may_wait=may_wait, urgent=urgent)
+        if mark:
+            self._follow(mark, handed_over=handed_over and not self.must_not_wait())
+
+    def flush(self) -> bool:
+        """Write what the kernel takes now; is nothing left? Never blocks."""
+        with self._lock:
+            self._write()
+            return not self._outbox
+
+    def _write_small(self, data: bytes) -> int | None:
+        """The usual case: a small message, nothing waits, one call.
+
+        Returns:
+            0: it is through. A mark: the rest is queued. None: it has to queue.
+        """
+        with self._lock:
+            if self._line.closed or self._cut_off or self._inbox.over:
+                self._check_open()
+            if self._outbox.size:
+                return None
+            try:
+                sent = self._send_now(data, NO_SIGNAL)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    return None
+                raise self._lost(error) from error
+            if sent == len(data):
+                return 0
+            frame = Outgoing([data], len(data))
+            frame.advance(sent)
+            return self._outbox.put(frame)
+
+    def _frame(self, pickled: Pickled, kind: Kind, *, may_wait: bool) -> Outgoing:
+        """Put a message in its form: a memfd where that is cheaper, and there is room."""
+        sizes = frames.sizes(pickled)
+        if sum(sizes) >= memfd.THRESHOLD:
+            memory = memfd.layout(sizes)[1]
+            self._borrow(memory, may_wait=may_wait)
+            frame = None
+            try:
+                frame = frames.in_memory(pickled, sizes, kind)
+            finally:
+                if frame is None:
+                    self._give_back(memory)
+            if frame is not None:
+                return frame
+        return frames.inline(pickled, sizes, kind)
+
+    def _enter(self, frame: Outgoing, *, may_wait: bool, urgent: bool) -> int:
+        """Write or queue a frame, when there is room for it; 0, or the mark to wait for."""
+        try:
+            while True:
+                with self._lock:
+                    self._check_open()
+                    if not self._outbox:
+                        return self._start(frame)
+                    if urgent or self._fits(frame.size):
+                        mark = self._outbox.put(frame)
+                        if self._outbox.entered - self._tried >= _TRY_AGAIN:
+                            self._write()
+                        return mark
+                self._wait(lambda: self._fits(frame.size), may_wait=may_wait)
+        except BaseException:
+            self._give_back(frame.lent)
+            frame.drop()
+            raise
+
+    def _fits(self, size: int) -> bool:
+        return not self._outbox or self._outbox.size + size <= self.limit
+
+    def _start(self, frame: Outgoing) -> int:
+        """Write a frame that nothing waits before. Under the lock."""
+        try:
+            frame.write(self._socket)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise self._lost(error) from error
+        return 0 if frame.sent == frame.size else self._outbox.put(frame)
+
+    def _write(self) -> None:
+        """Write what waits. Under the lock."""
+        self._tried = self._outbox.entered
+        try:
+            self._outbox.write(self._socket)
+        except OSError as error:
+            self._lost(error)
+        if not self._outbox:
+            self._told = False
+
+    def _follow(self, mark: int, *, handed_over: bool) -> None:
+        """Something of ours waits: see to it that it is written."""
+        try:
+            if handed_over:
+                self._wait(lambda: self._outbox.left >= mark, may_wait=True)
+        except ChannelFullError:
+            with self._lock:
+                withdrawn = self._outbox.withdraw(mark)
+            if withdrawn is None:
+                return  # it has begun, so the rest stays
+            self._give_back(withdrawn.lent)
+            raise
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Let the watcher know, once, that there is something to flush."""
+        if self._outbox and not self._told and self.on_backlog is not None:
+            self._told = True
+            self.on_backlog(self)
+
+    def _borrow(self, size: int, *, may_wait: bool) -> None:
+        while True:
+            with self._lock:
+                self._check_open()
+                if self._credit.covers(size):
+                    self._credit.lent += size
+                    return
+            self._wait(lambda: self._credit.covers(size), may_wait=may_wait)
+
+    def _give_back(self, size: int) -> None:
+        if size:
+            with self._lock:
+                self._credit.give_back(size)
+
+    # -- waiting --------------------------------------------------------------------------
+
+    def _wait(self, done: Callable[[], bool], *, may_wait: bool) -> None:
+        """Return when ``done()``, which is asked under the lock.
+
+        Raises:
+            ChannelFullError: The other side has taken nothing for `send_timeout`.
+        """
+        if not may_wait:
+            raise self._full("and this thread must not wait for it")
+        seen, until = -1, 0.0
+        while True:
+            mine = self._turn.acquire(timeout=self.send_timeout)
+            try:
+                with self._lock:
+                    self._check_open()
+                    self._write()
+                    if done():
+                        return
+                    self._check_open()
+                    moved, backlog = self._outbox.left + self._credit.returned, bool(self._outbox)
+                    if moved != seen:
+                        seen, until = moved, time.monotonic() + self.send_timeout
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        raise self._full(f"for {self.send_timeout:g} s")
+                    reading = self._reads_itself()
+                    if mine and not backlog and not reading:
+                        self._credit.wait(left)
+                        continue
+                    if mine:
+                        self._line.enter()
+                if mine:
+                    self._poll(left, write=backlog, read=reading)
+            finally:
+                if mine:
+                    self._turn.release()
+
+    def _poll(self, seconds: float, *, write: bool, read: bool) -> None:
+        """Wait for the kernel; take in what has come. The caller is a counted user."""
+        try:
+            poll = select.poll()
+            poll.register(self._socket, write * select.POLLOUT | read * select.POLLIN)
+            events = poll.poll(seconds * 1000)
+            if read and self.on_readable and any(e & ~select.POLLOUT for _, e in events):
+                self._taking_in = True
+                try:
+                    self.on_readable(self)
+                finally:
+                    self._taking_in = False
+        finally:
+            self._leave()
+
+    def _reads_itself(self) -> bool:
+        return not (self.on_readable is None or self.read_elsewhere or self._taking_in)
+
+    # -- the end, as a sender meets it ---------------------------------------------------------
+
+    def _leave(self) -> None:
+        with self._lock:
+            last = self._line.leave()
+        if last:
+            self._line.close()
+            self._inbox.close()
+
+    def _check_open(self) -> None:
+        if self._line.closed:
+            text = f"the channel to {self._inbox.label} is closed"
+            raise ChannelClosedError(errno.EPIPE, text)
+        if self._cut_off or self._inbox.eof or self._inbox.broken:
+            text = f"{self._inbox.label} has closed its end of the channel, or is dead"
+            raise ChannelClosedError(errno.EPIPE, text)
+
+    def _lost(self, error: OSError) -> ChannelClosedError:
+        """Nothing can be sent any more. Under the lock."""
+        self._cut_off = True
+        self._outbox.clear()
+        self._credit.wake()
+        text = (
+            f"{self._inbox.label} has closed its end of the channel, or is dead ({error.strerror})"
+        )
+        return ChannelClosedError(errno.EPIPE, text)
+
+    def _full(self, how_long: str) -> ChannelFullError:
+        waiting, lent = self._outbox.size, self._credit.lent
+        text = (
+            f"{self._inbox.label} does not read: {waiting} bytes wait for it and {lent} bytes "
+            f"of shared memory are not taken over, {how_long}"
+        )
+        return ChannelFullError(errno.EAGAIN, text)
