@@ -16,8 +16,11 @@ class Settings:
     """What :func:`mpcluster.setup` sets.
 
     Attributes:
-        scheduling: How connections are spread: ``"auto"``, ``"shared"``, ``"slots"``, or
-            a policy object (:mod:`mpcluster.scheduling`).
+        scheduling: How connections are spread: ``"auto"``, ``"shared"``, ``"slots"``,
+            ``"round_robin"``, ``"least_connections"``, ``"ip_hash"``, or a policy object
+            (:mod:`mpcluster.scheduling`).
+        max_connections: Connections of one listener that one worker may have open at once;
+            more wait, for any worker that has room. None: as many as come.
         kill_timeout: Seconds between a SIGTERM that is not followed and the SIGKILL.
         channel_limit: Bytes that may wait for a worker that does not read.
         send_timeout: Seconds that a ``send()`` past that limit waits for a reader that
@@ -26,6 +29,7 @@ class Settings:
     """
 
     scheduling: object = "auto"
+    max_connections: int | None = None
     kill_timeout: float = 5.0
     channel_limit: int = 64 * 1024 * 1024
     send_timeout: float = 30.0
@@ -37,6 +41,13 @@ class Settings:
         _check_number("channel_limit", self.channel_limit, "bytes", (int,))
         if self.channel_limit < 1:
             raise ValueError(f"channel_limit must be at least 1 byte, not {self.channel_limit}")
+        if self.max_connections is not None:
+            _check_number("max_connections", self.max_connections, "connections", (int,))
+            if self.max_connections < 1:
+                raise ValueError(
+                    f"max_connections must be at least 1, not {self.max_connections}; "
+                    "None sets no limit"
+                )
 
 
 def _check_number(name: str, value: object, unit: str, types: tuple[type, ...]) -> None:

@@ -53,7 +53,7 @@ def need(script: str) -> None:
         pytest.skip(f"{module} is not installed")
 
 
-@pytest.mark.parametrize("policy", ["auto", "shared", "slots"])
+POLICIES = ["auto", "shared", "slots", "round_robin", "least_connections", "ip_hash"]
 @pytest.mark.parametrize("script", SERVERS)
 def test_two_workers_serve_one_port_and_one_that_is_killed_is_replaced(
     script: str, policy: str
