@@ -19,21 +19,21 @@ class Settings:
         scheduling: How connections are spread: ``"auto"``, ``"shared"``, ``"slots"``,
             ``"round_robin"``, ``"least_connections"``, ``"ip_hash"``, or a policy object
             (:mod:`mpcluster.scheduling`).
-        max_connections: Connections of one listener that one worker may have open at once;
-            more wait, for any worker that has room. None: as many as come.
         kill_timeout: Seconds between a SIGTERM that is not followed and the SIGKILL.
         channel_limit: Bytes that may wait for a worker that does not read.
         send_timeout: Seconds that a ``send()`` past that limit waits for a reader that
             takes nothing at all, before it raises.
         listener_grace: Seconds that a listener stays open after its last user crashed.
+        max_connections: Connections of one listener that one worker may have open at once;
+            more wait, for any worker that has room. None: as many as come.
     """
 
     scheduling: object = "auto"
-    max_connections: int | None = None
     kill_timeout: float = 5.0
     channel_limit: int = 64 * 1024 * 1024
     send_timeout: float = 30.0
     listener_grace: float = 30.0
+    max_connections: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("kill_timeout", "send_timeout", "listener_grace"):

@@ -74,7 +74,7 @@ def install() -> None:
     global _installed
     if not _installed:
         _installed = True
-        _put_into(socket.socket)
+        _put_into(real.Socket)
         when_imported("gevent._socket3", _patch_gevent)
 
 
