@@ -165,6 +165,7 @@ class Accepting(Policy):
         self._direct.discard(route)
         taker = self._takers.get(route)
         if taker is not None:
+            self._requeue(taker)
             self._take_back(taker)
             # Whoever took these out of the line is gone, or has closed it, before it could
             # say so: nobody has read a byte from them.
@@ -178,8 +179,8 @@ class Accepting(Policy):
         taker = self._takers.get(route)
         if taker is not None and not taker.draining:
             taker.draining = True
+            self._requeue(taker)  # first: what is taken back is older
             self._take_back(taker)
-            self._requeue(taker)
             self._move_in(taker)
             self._deal()
         return []
