@@ -6,6 +6,7 @@ Each server sends its process id to whoever connects, at once, and waits for him
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import resource
@@ -52,7 +53,8 @@ def tls() -> None:
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(os.path.join(os.path.dirname(__file__), "localhost.pem"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ADH-AES256-GCM-SHA384:@SECLEVEL=0")  # anonymous: needs no key
     with socket.socket() as plain:
         plain.bind(("127.0.0.1", 0))
         plain.listen(128)
@@ -110,8 +112,13 @@ def policy() -> Accepting:
     return listener._policy
 
 
-def in_watcher(call) -> None:
-    watcher.current().call_soon(call)
+def count() -> None:
+    say(
+        "count",
+        calls=calls,
+        pending=len(policy()._timers),
+        descriptors=len(os.listdir("/proc/self/fd")),
+    )
 
 
 spare: list[int] = []
@@ -157,29 +164,20 @@ def main() -> None:
 
     for _ in range(int(workers)):
         cluster.fork(SERVERS[server])
-    with open(0, "rb", buffering=0, closefd=False) as orders:
-        for line in orders:
+
+    def replace(pid: str) -> None:
+        replacing.add(int(pid))
+        for worker in list(cluster.workers.values()):
+            if worker.pid == int(pid):
+                cluster.fork(SERVERS[server])
+                worker.disconnect()
+
+    orders = {"count": count, "exhaust": exhaust, "relieve": relieve, "replace": replace}
+    with open(0, "rb", buffering=0, closefd=False) as lines:
+        for line in lines:
             verb, *words = line.decode().split()
-            if verb == "count":
-                in_watcher(
-                    lambda: say(
-                        "count",
-                        calls=calls,
-                        pending=len(policy()._timers),
-                        descriptors=len(os.listdir("/proc/self/fd")),
-                    )
-                )
-            elif verb == "replace":
-                (pid,) = map(int, words)
-                replacing.add(pid)
-                for worker in list(cluster.workers.values()):
-                    if worker.pid == pid:
-                        cluster.fork(SERVERS[server])
-                        worker.disconnect()
-            elif verb == "exhaust":
-                in_watcher(exhaust)
-            elif verb == "relieve":
-                in_watcher(relieve)
+            # In the watcher's thread, as everything that happens to the policy.
+            watcher.current().call_soon(functools.partial(orders[verb], *words))
 
 
 if __name__ == "__main__":
