@@ -100,7 +100,7 @@ def run(policy: str, server: str, workers: int, cost: float) -> None:
         os.write(1, json.dumps([worker.pid, address.port]).encode() + b"\n")
 
     @cluster.on("death")
-    def death(worker: Any) -> None:
+    def death(_worker: Any) -> None:
         cluster.fork(SERVERS[server], (cost,))
 
     for _ in range(workers):

@@ -68,7 +68,12 @@ def share(
     """
     copies.sweep()  # what was closed in C must not count as still in use
     key = make_key(sock.family, sock.type, sock.proto, address, ordinal)
-    options: dict[str, Any] = {"listen": listen, "scheduling": scheduling, "mode": mode}
+    options: dict[str, Any] = {
+        "listen": listen,
+        "scheduling": scheduling,
+        "max_connections": max_connections,
+        "mode": mode,
+    }
     if ordinal is not None or not _allows_several(sock):
         return _share(sock, key, office, **options)
     place = ports.claim_place(key)
@@ -87,6 +92,7 @@ def _share(
     *,
     listen: int | None,
     scheduling: object,
+    max_connections: int | None,
     mode: int | None,
 ) -> Listener:
     timeout = real.gettimeout(sock)
