@@ -1,11 +1,12 @@
 """What does a shared port cost a server, beside sockets of its own?
 
     python benchmarks/serve.py [--rounds 15] [--seconds 1] [--server http.server] [--kept-alive]
+        [--ways slots round_robin ...]
 
-One and the same server runs in four ways: in one process alone; in two workers that share
+One and the same server runs in several ways: in one process alone; in two workers that share
 its port, by each policy; and in two plain processes that each bind the port for themselves
 with ``SO_REUSEPORT``, which is what sharing is measured against: 1.00 costs nothing. All
-four are up the whole time, and are asked in turn, a short round each, forth and back, after
+are up the whole time, and are asked in turn, a short round each, forth and back, after
 one round that does not count; so whatever else the machine does meets all of them. The table
 has the medians of the rounds' ratios, and between which two half of the rounds lie.
 
@@ -19,7 +20,8 @@ Not every difference is a cost. The kernel's hash, by which sockets of one's own
 64 kept connections as it happens, 40 to 24 say, and that for as long as they live: the
 busier process is then the limit. One queue for all lets whoever is free take the next, so
 ``shared`` may beat 1.00 with a connection a request, and be one-sided where event loops
-keep theirs. ``slots`` deals at random, as the hash does, each time anew.
+keep theirs. ``slots`` deals at random, as the hash does, each time anew. (How each policy spreads
+connections, ``spread.py`` shows. ``ip_hash`` is not here: the load has one address.)
 
 Every way has ``TCP_NODELAY``, which a kept listener sets: without it ``http.server`` waits
 40 ms for each answer on a connection that is kept alive, and would compare with nothing.
@@ -48,7 +50,7 @@ from typing import Any
 
 HOST = "127.0.0.1"
 CONNECTIONS = 64
-WAYS = ("alone", "shared", "slots", "own sockets")
+POLICIES = ("shared", "slots", "round_robin", "least_connections")
 BODY = b"hello world\n"
 
 
@@ -113,7 +115,7 @@ SERVERS = {"http.server, threads": threads, "asyncio, a protocol": event_loop}
 
 def run(way: str, server: str, port: int) -> None:
     """Be that program."""
-    if way in {"shared", "slots"}:
+    if way in POLICIES:
         import mpcluster as cluster
 
         cluster.setup(scheduling=way)
@@ -238,11 +240,13 @@ def main() -> None:
     kinds.add_argument("--kept-alive", action="store_true", help="only kept connections")
     kinds.add_argument("--one-a-request", action="store_true", help="only new connections")
     parser.add_argument("--run", nargs=3, metavar=("WAY", "SERVER", "PORT"), help=argparse.SUPPRESS)
+    parser.add_argument("--ways", nargs="+", choices=POLICIES, default=POLICIES)
     arguments = parser.parse_args()
     if arguments.run:
         way, server, port = arguments.run
         run(way, server, int(port))
         return
+    ways = ["alone", *arguments.ways, "own sockets"]
     print(
         "| server | connections | how it runs | requests/s | to own sockets (half of the rounds) "
         "| CPU µs a request | to own sockets (half of the rounds) | requests/s to one process |"
@@ -252,17 +256,17 @@ def main() -> None:
         for keep_alive in (False, True):
             wanted = not (arguments.one_a_request if keep_alive else arguments.kept_alive)
             if wanted and server.startswith(arguments.server):
-                measure(server, arguments.rounds, arguments.seconds, keep_alive=keep_alive)
+                measure(server, ways, arguments.rounds, arguments.seconds, keep_alive=keep_alive)
 
 
-def measure(server: str, rounds: int, seconds: int, *, keep_alive: bool) -> None:
-    """Ask one server in all ways, and print its part of the table."""
+def measure(server: str, ways: list[str], rounds: int, seconds: int, *, keep_alive: bool) -> None:
+    """Ask one server in these ways, and print its part of the table."""
     rates: dict[str, list[float]] = defaultdict(list)
     costs: dict[str, list[float]] = defaultdict(list)
     with contextlib.ExitStack() as stack:
-        running = {way: stack.enter_context(served(way, server)) for way in WAYS}
+        running = {way: stack.enter_context(served(way, server)) for way in ways}
         for number in range(rounds + 1):
-            for way in WAYS if number % 2 else reversed(WAYS):
+            for way in ways if number % 2 else reversed(ways):
                 group, port = running[way]
                 used = processor_seconds(group)
                 rate = load(port, seconds, keep_alive=keep_alive)
@@ -270,7 +274,7 @@ def measure(server: str, rounds: int, seconds: int, *, keep_alive: bool) -> None
                 if number:
                     rates[way].append(rate)
                     costs[way].append(used / (rate * seconds) * 1e6)
-    for way in WAYS:
+    for way in ways:
         print(
             f"| {server} | {'kept alive' if keep_alive else 'one a request'} | {way} "
             f"| {statistics.median(rates[way]):,.0f} | {ratio(rates, way, 'own sockets')} "

@@ -220,10 +220,11 @@ def setup(**changes: Unpack[configuration.Changes]) -> None:
         TypeError: There is no such setting, or its value is of a wrong type.
         ValueError: The value is out of range.
     """
-    if "scheduling" in changes:
-        check(changes["scheduling"])
     relatives = family.current()
-    relatives.settings = configuration.changed(relatives.settings, changes)
+    settings = configuration.changed(relatives.settings, changes)
+    if "scheduling" in changes or "max_connections" in changes:
+        check(settings.scheduling, settings.max_connections)
+    relatives.settings = settings
 
 
 # -- ending --------------------------------------------------------------------------------
@@ -292,6 +293,7 @@ def listen(
     backlog: int | None = None,
     exclusive: bool = False,
     scheduling: object = None,
+    max_connections: int | None = None,
     mode: int | None = None,
 ) -> socket.socket:
     """Return a bound, listening socket, shared with every worker that asks for the address.
@@ -307,6 +309,8 @@ def listen(
         backlog: Connections that may wait; the system's most where it is None.
         exclusive: Not shared: an ordinary socket of this process.
         scheduling: The policy, if this is the first to ask; else ``setup``'s.
+        max_connections: That each worker may have open at once, if this is the first to
+            ask; else ``setup``'s.
         mode: Permission bits of a unix path.
 
     Raises:
@@ -322,5 +326,6 @@ def listen(
         backlog=backlog,
         exclusive=exclusive,
         scheduling=scheduling,
+        max_connections=max_connections,
         mode=mode,
     )

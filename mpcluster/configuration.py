@@ -20,13 +20,16 @@ class Settings:
     """What :func:`mpcluster.setup` sets.
 
     Attributes:
-        scheduling: How connections are spread: ``"auto"``, ``"shared"``, ``"slots"``, or
-            a policy object (:mod:`mpcluster.scheduling`).
+        scheduling: How connections are spread: ``"auto"``, ``"shared"``, ``"slots"``,
+            ``"round_robin"``, ``"least_connections"``, ``"ip_hash"``, or a policy object
+            (:mod:`mpcluster.scheduling`).
         kill_timeout: Seconds between a SIGTERM that is not followed and the SIGKILL.
         channel_limit: Bytes that may wait for a worker that does not read.
         send_timeout: Seconds that a ``send()`` past that limit waits for a reader that
             takes nothing at all, before it raises.
         listener_grace: Seconds that a listener stays open after its last user crashed.
+        max_connections: Connections of one listener that one worker may have open at once;
+            more wait, for any worker that has room. None: as many as come.
     """
 
     scheduling: object = "auto"
@@ -34,6 +37,7 @@ class Settings:
     channel_limit: int = 64 * 1024 * 1024
     send_timeout: float = 30.0
     listener_grace: float = 30.0
+    max_connections: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("kill_timeout", "send_timeout", "listener_grace"):
@@ -41,6 +45,13 @@ class Settings:
         check_number("channel_limit", self.channel_limit, "bytes", (int,))
         if self.channel_limit < 1:
             raise ValueError(f"channel_limit must be at least 1 byte, not {self.channel_limit}")
+        if self.max_connections is not None:
+            _check_number("max_connections", self.max_connections, "connections", (int,))
+            if self.max_connections < 1:
+                raise ValueError(
+                    f"max_connections must be at least 1, not {self.max_connections}; "
+                    "None sets no limit"
+                )
 
 
 class Changes(TypedDict, total=False):

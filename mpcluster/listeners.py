@@ -21,11 +21,12 @@ import os
 import socket
 from collections.abc import Callable, MutableMapping
 
-from mpcluster import descriptors
+from mpcluster import descriptors, watcher
 from mpcluster.address import Address, failure, make_key
 from mpcluster.messages import Bind, Bound, Key, Route
 from mpcluster.scheduling import MASTER, Kept, choose
-from mpcluster.scheduling.base import CallLater, Policy, PolicyFactory, Timer, adopt
+from mpcluster.scheduling.base import CallLater, Policy, PolicyFactory, Timer, Watch, adopt
+from mpcluster.scheduling.line import Line
 from mpcluster.scheduling.shared import Shared
 from mpcluster.unixpath import UnixPath, bind_path
 
@@ -44,6 +45,8 @@ class Listener:
         path: Where it is a unix path that was bound here.
         call_later: As in :class:`~mpcluster.scheduling.Kept`.
         grace: Seconds to wait for a replacement after the last user crashed.
+        watch: As there; this process's watcher, without one.
+        max_connections: As there.
         on_end: Called once, after it closed by itself.
     """
 
@@ -55,6 +58,8 @@ class Listener:
         path: UnixPath | None = None,
         call_later: CallLater,
         grace: float,
+        watch: Watch | None = None,
+        max_connections: int | None = None,
         on_end: Callable[[Listener], None],
     ) -> None:
         self._kept = adopt(kept)
@@ -72,7 +77,8 @@ class Listener:
         #: What it is filed by; beside it, whatever it was asked for by (port 0).
         self.key = make_key(kept.family, kept.type, kept.proto, self.sockname)
         try:
-            self._policy: Policy = policy(Kept(kept, call_later, grace))
+            watch = watch or watcher.current()
+            self._policy: Policy = policy(Kept(kept, call_later, grace, watch, max_connections))
         except BaseException:
             self._release_kept()
             raise
@@ -84,6 +90,7 @@ class Listener:
         *,
         call_later: CallLater,
         grace: float,
+        watch: Watch | None = None,
         on_end: Callable[[Listener], None],
     ) -> Listener:
         """Bind the asker's own socket, the very open file description, and keep it.
@@ -100,7 +107,13 @@ class Listener:
         where = bind.key[3]
         path = None
         try:
-            policy = choose(bind.scheduling, donated, event_loop=bind.event_loop)
+            policy = choose(
+                bind.scheduling,
+                donated,
+                event_loop=bind.event_loop,
+                in_c=bind.in_c,
+                max_connections=bind.max_connections,
+            )
             if not _is_bound(donated, bind.key):
                 if isinstance(where, str):
                     path = bind_path(donated, where, bind.mode)
@@ -112,7 +125,16 @@ class Listener:
         except (TypeError, ValueError):
             descriptors.close(donated)
             raise
-        return cls(donated, policy, path=path, call_later=call_later, grace=grace, on_end=on_end)
+        return cls(
+            donated,
+            policy,
+            path=path,
+            call_later=call_later,
+            grace=grace,
+            watch=watch,
+            max_connections=bind.max_connections,
+            on_end=on_end,
+        )
 
     @classmethod
     def inherit(
@@ -121,10 +143,13 @@ class Listener:
         *,
         call_later: CallLater,
         grace: float,
+        watch: Watch | None = None,
         on_end: Callable[[Listener], None],
     ) -> Listener:
         """Keep a socket of :func:`inherited`, held by the master. Its path is not ours."""
-        listener = cls(handed_down, Shared, call_later=call_later, grace=grace, on_end=on_end)
+        listener = cls(
+            handed_down, Shared, call_later=call_later, grace=grace, watch=watch, on_end=on_end
+        )
         listener._policy.add(MASTER, handed_down, None)
         listener._users.add(MASTER)
         listener.takes_ipv4 = _takes_ipv4(handed_down)
@@ -153,7 +178,10 @@ class Listener:
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
             if self._path is not None:
                 self._path.restore()
-            chosen = self._policy.add(route, offered, bind.listen)
+            if bind.in_c:
+                chosen = self._policy.add_direct(route, bind.listen)
+            if chosen is None:
+                chosen = self._policy.add(route, offered, bind.listen)
         except OSError as error:
             raise failure(error, self.address) from None
         finally:
@@ -164,7 +192,8 @@ class Listener:
         # The asker's own socket, bound and perhaps listening by now, needs no second copy.
         given = None if chosen is offered else chosen
         sockname = self.sockname if bind.key[0] == self._kept.family else bind.key[3]
-        return Bound(bind.key, given, sockname)
+        is_line = isinstance(given, Line)
+        return Bound(bind.key, given, sockname, is_line, is_line and self._policy.counts)
 
     def remove(self, route: Route, *, crashed: bool) -> None:
         """``route`` does not use it any more; as the last it closes it, or makes it wait."""

@@ -75,6 +75,8 @@ class Bind:
     listen: int | None = None  # backlog, where the master shall also listen()
     mode: int | None = None  # permission bits of a unix path
     event_loop: bool = False  # the acceptor is an event loop: `auto` prefers `slots`
+    in_c: bool = False  # it accepts in C: no connection can be passed to it
+    max_connections: int | None = None  # that one worker may have open at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class Bound:
     key: Key
     socket: socket.socket | None = None
     sockname: object = field(default=None)
+    is_line: bool = False  # no listener: connections arrive on it (scheduling.line)
+    counts: bool = False  # and the end of each shall be told
 
 
 @dataclass(frozen=True, slots=True)

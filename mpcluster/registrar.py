@@ -115,10 +115,12 @@ def _with_settings(bind: messages.Bind) -> messages.Bind:
     """What `setup` says, where the asker says nothing; `auto` leaves it to the environment."""
     settings = family.current().settings
     _registry_here().grace = settings.listener_grace
-    policy = settings.scheduling
-    if bind.scheduling is not None or policy == "auto":
-        return bind
-    return dataclasses.replace(bind, scheduling=policy)
+    policy, limit = bind.scheduling, bind.max_connections
+    if policy is None and settings.scheduling != "auto":
+        policy = settings.scheduling
+    if limit is None:
+        limit = settings.max_connections
+    return dataclasses.replace(bind, scheduling=policy, max_connections=limit)
 
 
 def _after_fork_in_child() -> None:

@@ -20,7 +20,7 @@ from mpcluster import descriptors
 from mpcluster.listeners import Listener, inherited
 from mpcluster.messages import Bind, Bound, Holds, Key, Release, Route
 from mpcluster.scheduling import MASTER
-from mpcluster.scheduling.base import CallLater
+from mpcluster.scheduling.base import CallLater, Watch
 
 __all__ = ["Registry"]
 
@@ -33,11 +33,16 @@ class Registry:
             the thread that calls the registry.
         grace: How long a listener stays open after its last user crashed, in seconds. May
             be changed; counts for listeners opened later.
+        watch: Calls in that thread when a descriptor is readable; this process's watcher,
+            without one.
     """
 
-    def __init__(self, *, call_later: CallLater, grace: float = 30.0) -> None:
+    def __init__(
+        self, *, call_later: CallLater, grace: float = 30.0, watch: Watch | None = None
+    ) -> None:
         self.grace = grace
         self._call_later = call_later
+        self._watch = watch
         self._table: dict[Key, Listener] = {}
         self._leaving: set[Route] = set()  # who was drained, until it is gone
 
@@ -129,7 +134,11 @@ class Registry:
         taken = []
         for sock in inherited(environ):
             listener = Listener.inherit(
-                sock, call_later=self._call_later, grace=self.grace, on_end=self._forget
+                sock,
+                call_later=self._call_later,
+                grace=self.grace,
+                watch=self._watch,
+                on_end=self._forget,
             )
             self._table.setdefault(listener.key, listener)
             taken.append(listener)
@@ -152,7 +161,11 @@ class Registry:
         if listener is not None:
             return listener.add(user, bind)
         listener = Listener.open(
-            bind, call_later=self._call_later, grace=self.grace, on_end=self._forget
+            bind,
+            call_later=self._call_later,
+            grace=self.grace,
+            watch=self._watch,
+            on_end=self._forget,
         )
         try:
             bound = listener.add(user, bind)

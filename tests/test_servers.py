@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import os
 import signal
 import socket
@@ -53,8 +54,17 @@ def need(script: str) -> None:
         pytest.skip(f"{module} is not installed")
 
 
-@pytest.mark.parametrize("policy", ["auto", "shared", "slots"])
-@pytest.mark.parametrize("script", SERVERS)
+@pytest.mark.parametrize(
+    ("script", "policy"),
+    [
+        *itertools.product(SERVERS, ["auto", "shared", "slots", "round_robin"]),
+        # These tell the master of the end of each connection, too.
+        *itertools.product(
+            ["http_server", "asyncio_streams", "gevent_wsgi", "gevent_patched"],
+            ["least_connections"],
+        ),
+    ],
+)
 def test_two_workers_serve_one_port_and_one_that_is_killed_is_replaced(
     script: str, policy: str
 ) -> None:
@@ -158,7 +168,7 @@ async def kill_under_load(script: str, policy: str, *, clients: int) -> Load:
     return load
 
 
-@pytest.mark.parametrize("policy", ["shared", "slots"])
+@pytest.mark.parametrize("policy", ["shared", "slots", "round_robin"])
 @pytest.mark.parametrize("script", SERVERS)
 def test_a_kill_under_load_loses_at_most_what_the_dead_worker_had_accepted(
     script: str, policy: str
@@ -170,7 +180,7 @@ def test_a_kill_under_load_loses_at_most_what_the_dead_worker_had_accepted(
     assert len(load.lost) <= 2 * 6
 
 
-@pytest.mark.parametrize("policy", ["shared", "slots"])
+@pytest.mark.parametrize("policy", ["shared", "slots", "round_robin"])
 @pytest.mark.parametrize("script", SERVERS)
 def test_a_drain_under_load_loses_no_request(script: str, policy: str) -> None:
     need(script)
@@ -178,7 +188,7 @@ def test_a_drain_under_load_loses_no_request(script: str, policy: str) -> None:
     assert load.lost == []
 
 
-@pytest.mark.parametrize("policy", ["shared", "slots"])
+@pytest.mark.parametrize("policy", ["shared", "slots", "round_robin"])
 @pytest.mark.parametrize("script", POLITE)
 def test_a_drain_under_load_cuts_no_kept_connection(script: str, policy: str) -> None:
     need(script)

@@ -20,7 +20,7 @@ from typing import Protocol, TypeAlias
 from mpcluster import descriptors
 from mpcluster.messages import Route
 
-__all__ = ["MASTER", "CallLater", "Kept", "Policy", "PolicyFactory", "Timer", "adopt"]
+__all__ = ["MASTER", "CallLater", "Kept", "Policy", "PolicyFactory", "Timer", "Watch", "adopt"]
 
 #: The master's own route. It may hold a listener as a worker does.
 MASTER: Route = ()
@@ -36,6 +36,16 @@ class Timer(Protocol):
 CallLater: TypeAlias = Callable[[float, Callable[[], None]], Timer]
 
 
+class Watch(Protocol):
+    """Who calls when a descriptor is readable: the master's watcher."""
+
+    def add(self, fd: int, callback: Callable[[int], object], /) -> None:
+        """Call ``callback(events)`` for as long as ``fd`` is readable."""
+
+    def remove(self, fd: int, /) -> None:
+        """Do not call any more; to be called before the descriptor is closed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What a policy is given to begin with.
@@ -45,15 +55,26 @@ class Kept:
             the policy from now on, which closes it in :meth:`Policy.close`.
         call_later: ``call_later(seconds, function)``, in the thread that calls the policy.
         grace: How long what a crash left behind waits for a replacement, in seconds.
+        watch: Calls when a descriptor is readable, in the same thread.
+        max_connections: Connections that one user may have open at once; ``None``: as many
+            as come. A policy that cannot see to it ignores it.
     """
 
     socket: socket.socket
     call_later: CallLater
     grace: float
+    watch: Watch
+    max_connections: int | None = None
 
 
 class Policy(abc.ABC):
-    """How the connections of one listener reach its users."""
+    """How the connections of one listener reach its users.
+
+    ``counts``: users that get a line (:class:`mpcluster.scheduling.line.Line`) shall tell of
+    the end of each connection.
+    """
+
+    counts: bool = False
 
     @abc.abstractmethod
     def add(self, route: Route, offered: socket.socket, backlog: int | None) -> socket.socket:
@@ -74,6 +95,13 @@ class Policy(abc.ABC):
         Raises:
             OSError: The kernel's verdict. The user is not added.
         """
+
+    def add_direct(self, route: Route, backlog: int | None) -> socket.socket | None:  # noqa: ARG002
+        """Give ``route`` a socket that listens, for a loop that accepts in C.
+
+        Only asked for where :meth:`add` would not; ``None``: it would.
+        """
+        return None
 
     @abc.abstractmethod
     def remove(self, route: Route, *, crashed: bool) -> bool:

@@ -18,8 +18,9 @@ from typing import Any, TypeAlias, cast
 from mpcluster.address import make_key
 from mpcluster.messages import Bind, Bound, Key, Release
 
-from . import copies, datagrams, eventloops, ports, real
+from . import copies, datagrams, eventloops, ports, real, standin
 from .copies import Copy, Listener, Tell
+from .passed import Line
 
 __all__ = ["Ask", "Office", "go_private", "is_sharable", "share", "share_next", "share_port_zero"]
 
@@ -57,6 +58,7 @@ def share(
     ordinal: int | None = None,
     listen: int | None = None,
     scheduling: object = None,
+    max_connections: int | None = None,
     mode: int | None = None,
 ) -> Listener:
     """Make ``sock`` a copy of the cluster's listener at ``address``.
@@ -66,7 +68,12 @@ def share(
     """
     copies.sweep()  # what was closed in C must not count as still in use
     key = make_key(sock.family, sock.type, sock.proto, address, ordinal)
-    options: dict[str, Any] = {"listen": listen, "scheduling": scheduling, "mode": mode}
+    options: dict[str, Any] = {
+        "listen": listen,
+        "scheduling": scheduling,
+        "max_connections": max_connections,
+        "mode": mode,
+    }
     if ordinal is not None or not _allows_several(sock):
         return _share(sock, key, office, **options)
     place = ports.claim_place(key)
@@ -85,12 +92,14 @@ def _share(
     *,
     listen: int | None,
     scheduling: object,
+    max_connections: int | None,
     mode: int | None,
 ) -> Listener:
     timeout = real.gettimeout(sock)
     is_stream = sock.type != socket.SOCK_DGRAM
     event_loop = timeout == 0.0 or eventloops.is_running()
-    if listen is None and is_stream and eventloops.accepts_in_c():
+    in_c = is_stream and eventloops.accepts_in_c()
+    if listen is None and in_c:
         listen = _BACKLOG
     if mode is None and sock.family == socket.AF_UNIX:
         mode = _mode_of_new_files()
@@ -102,6 +111,8 @@ def _share(
         listen=listen,
         mode=mode,
         event_loop=event_loop,
+        in_c=in_c,
+        max_connections=max_connections,
     )
     try:
         bound = cast(Bound, office.ask(body))
@@ -117,6 +128,10 @@ def _share(
     sockname = real.getsockname(sock) if bound.sockname is None else bound.sockname
     listener = Listener(bound.key, sockname, office.tell, donated=bound.socket is None)
     listener.family = family
+    if bound.is_line:
+        listener.line = Line(real.fileno(sock), counts=bound.counts)
+        if not isinstance(sock, standin.StandIn):
+            standin.install()
     if is_stream or datagrams.adopt(sock):
         real.settimeout(sock, 0.0)
     else:  # its class cannot wait in Python: the worker's own flag, as good as it gets

@@ -24,13 +24,16 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpcluster import descriptors
 from mpcluster.errors import ClusterError
 from mpcluster.messages import Key, Listening, Release
 
 from . import real
+
+if TYPE_CHECKING:
+    from .passed import Line
 
 __all__ = [
     "Accepted",
@@ -80,6 +83,8 @@ class Listener:
         #: Connections that are this process's, and that no accept() has fetched yet: as
         #: ``_accept()`` returns them, or the error that it shall raise.
         self.taken: deque[Accepted | OSError] = deque()
+        #: Where connections come from that the master accepts; ``None``: we accept.
+        self.line: Line | None = None
 
     def __repr__(self) -> str:
         return f"<Listener {self.key!r} at {self.sockname!r}>"
@@ -95,6 +100,8 @@ class Listener:
     def release(self) -> None:
         """Tell the parent, once, that this process has closed its last copy."""
         self.forget_taken()
+        if self.line is not None:
+            self.line.close()  # first: whatever was accepted is told before the parent hears this
         self._say(Release(self.key))
         self.tell = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
 from mpcluster.address import Address, SockAddr, failure, parse
 from mpcluster.scheduling import check
@@ -33,6 +34,7 @@ def shared_listen(
     backlog: int | None = None,
     exclusive: bool = False,
     scheduling: object = None,
+    max_connections: int | None = None,
     mode: int | None = None,
 ) -> socket.socket:
     """A bound, listening socket at ``address``, in a worker or in the master.
@@ -46,6 +48,7 @@ def shared_listen(
         backlog: Connections that may wait; the system's limit applies.
         exclusive: Do not share: bind here and now, in this process.
         scheduling: The policy, by name or as an object; ``None`` is the cluster's.
+        max_connections: That each worker may have open; ``None`` is the cluster's.
         mode: Permission bits of a unix path.
 
     Raises:
@@ -53,7 +56,8 @@ def shared_listen(
         TypeError, ValueError: An argument is none; the text says which, and what would be.
     """
     family, where = parse(address, family=family, kind=type)
-    check(scheduling)
+    _check_number("max_connections", max_connections, 1, _MOST, "connections of one worker")
+    check(scheduling, max_connections)
     _check_number("backlog", backlog, 0, _MOST, "connections that may wait")
     _check_number("mode", mode, 0, 0o777, "permission bits, as 0o660")
     backlog = _BACKLOG if backlog is None else backlog
@@ -69,10 +73,11 @@ def shared_listen(
         polling.install()
         office = Office(ask, tell)
         listen = None if type == socket.SOCK_DGRAM else backlog
+        how: dict[str, Any] = {"scheduling": scheduling, "max_connections": max_connections}
         if isinstance(where, tuple) and where[1] == 0:
-            binding.share_next(sock, where, office, listen=listen, scheduling=scheduling)
+            binding.share_next(sock, where, office, listen=listen, **how)
         else:
-            binding.share(sock, where, office, listen=listen, scheduling=scheduling, mode=mode)
+            binding.share(sock, where, office, listen=listen, mode=mode, **how)
         if listen is not None:
             sock.listen(backlog)
     except BaseException:

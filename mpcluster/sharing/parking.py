@@ -21,10 +21,12 @@ import select
 import socket
 from collections.abc import Iterator
 
+from mpcluster import descriptors
+
 from . import copies, real
 from .binding import lay_over
 
-__all__ = ["park"]
+__all__ = ["park", "silence"]
 
 _epoll = getattr(select, "epoll", None)
 _silent: socket.socket | None = None
@@ -44,20 +46,26 @@ def park() -> bool:
         if not copy.listener.listening or copy.listener.key[1] == socket.SOCK_DGRAM:
             continue  # a datagram socket is also what answers are sent through
         parked = True
-        identity = copies.identify(copy.fd)
-        if copy.parked or identity is None:
-            continue
-        numbers = {copy.fd, *copies.descriptors_of(identity)}
-        _unregister(numbers)
-        silent = _silence()
-        copy.parked = True
-        for number in numbers:
-            other = copies.known_as(number)
-            lay_over(real.fileno(silent), number)
-            if other is not None:
-                other.parked = True
-                other.identity = copies.identify(number)
+        silence(copy)
     return parked
+
+
+def silence(copy: copies.Copy) -> None:
+    """Let nothing arrive any more on this descriptor, and on the others of its listener."""
+    identity = copies.identify(copy.fd)
+    if copy.parked or identity is None:
+        return
+    # A line has a descriptor of its own, which is not the program's.
+    numbers = {copy.fd, *copies.descriptors_of(identity)} - descriptors.owned()
+    _unregister(numbers)
+    silent = _silence()
+    copy.parked = True
+    for number in numbers:
+        other = copies.known_as(number)
+        lay_over(real.fileno(silent), number)
+        if other is not None:
+            other.parked = True
+            other.identity = copies.identify(number)
 
 
 def _silence() -> socket.socket:

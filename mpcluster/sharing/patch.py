@@ -16,7 +16,7 @@ from typing import Any, SupportsIndex
 
 from mpcluster.importing import when_imported
 
-from . import copies, eventloops, paths, polling, ports, real, waiting
+from . import copies, eventloops, passed, paths, polling, ports, real, waiting
 from .binding import Office
 from .sockets import SharedSocket, use
 
@@ -94,6 +94,7 @@ def _patch_gevent(module: ModuleType) -> None:
         ports.forget(fd)
         copy = copies.take(fd)
         real.close(self)
+        passed.closed(fd)
         if copy is not None:
             waiting.end(copy)
             copies.settle(copy.listener)

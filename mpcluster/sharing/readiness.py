@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from . import real, waiting
+from . import parking, real, waiting
 from .copies import Accepted, Copy
 
 __all__ = ["accepts", "holds", "is_blocking", "take", "until_true", "wait_alone"]
@@ -19,10 +19,18 @@ __all__ = ["accepts", "holds", "is_blocking", "take", "until_true", "wait_alone"
 def take(copy: Copy) -> Accepted:
     """A connection from the listener itself, past those that were reported. Never waits.
 
+    Be it accepted here or by the master.
+
     Raises:
         BlockingIOError: There is none, or a sibling was quicker.
         OSError: The kernel's, else.
     """
+    line = copy.listener.line
+    if line is not None and not copy.parked:
+        passed = line.accept(copy.fd)
+        if passed is not None:
+            return passed
+        parking.silence(copy)  # an end of file would keep it readable for ever
     accepted: Accepted = real.accept(copy.handle)
     return accepted
 

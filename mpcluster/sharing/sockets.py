@@ -17,11 +17,12 @@ import sys
 from types import CodeType
 from typing import Any, Self
 
-from . import binding, copies, eventloops, paths, pollers, ports, real, waiting
+from . import binding, copies, eventloops, passed, paths, pollers, ports, real, waiting
 from .binding import Office
 from .copies import Accepted, Copy
 from .mapped import MappedSocket, pair
 from .readiness import take
+from .standin import StandIn
 
 __all__ = ["SharedSocket", "use"]
 
@@ -39,7 +40,7 @@ def use(office: Office | None) -> None:
 os.register_at_fork(after_in_child=lambda: use(None))
 
 
-class SharedSocket(real.Socket):
+class SharedSocket(StandIn):
     """A socket as the standard library has it, sharing where it is to be shared."""
 
     __slots__ = ()
@@ -63,8 +64,11 @@ class SharedSocket(real.Socket):
 
     def listen(self, *backlog: int) -> None:
         binding.share_port_zero(self, _office)
-        real.listen(self, *backlog)
         copy = copies.find(real.fileno(self))
+        if copy is None or copy.listener.line is None:
+            real.listen(self, *backlog)
+        else:
+            copy.listener.line.listen(copy.fd, *backlog)
         if copy is not None:
             copy.listener.announce()
 
@@ -162,6 +166,7 @@ class SharedSocket(real.Socket):
             ports.forget(fd)
             copy = copies.take(fd)
         real.finish(self, *args)
+        passed.closed(fd)
         if copy is not None:
             waiting.end(copy)
             copies.settle(copy.listener)

@@ -1,0 +1,26 @@
+"""``round_robin``: the master deals connections to the free workers in turn.
+
+For parity where connections are long or costly: of 100 connections on 4 asyncio workers each
+gets 25, whether they come at once or one by one. Each costs the master an ``accept``, a
+message and an answer, so it does less well for many short connections than ``slots``.
+
+Node's default. Unlike there, a connection that a worker died with before its program
+accepted it is given to another, and with nobody free the master does not accept at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mpcluster.scheduling.accepting import Accepting
+from mpcluster.scheduling.taker import Taker
+
+__all__ = ["RoundRobin"]
+
+
+class RoundRobin(Accepting):
+    """The one whose last turn is longest ago; a new one has its first turn next."""
+
+    def pick(self, peer: object, takers: Sequence[Taker]) -> Taker:  # noqa: ARG002
+        """Whose turn it is among those that are free."""
+        return min(takers, key=lambda taker: taker.turn)

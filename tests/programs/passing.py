@@ -1,0 +1,184 @@
+"""A master whose workers are passed connections: ``passing.py SERVER WORKERS SETTINGS``.
+
+Each server sends its process id to whoever connects, at once, and waits for him to close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import resource
+import socket
+import socketserver
+import sys
+import threading
+
+import mpcluster as cluster
+from mpcluster import registrar, watcher
+from mpcluster.scheduling.accepting import Accepting
+
+_said = threading.Lock()
+
+
+def say(event: str, **what: object) -> None:
+    with _said:
+        os.write(1, json.dumps({"event": event, **what}).encode() + b"\n")
+
+
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.sendall(b"%d" % os.getpid())
+        self.request.recv(1)
+        self.request.close()
+        cluster.send("closed")
+
+
+def threads() -> None:
+    socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler).serve_forever()
+
+
+def blocking() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"%d" % os.getpid())
+
+
+def tls() -> None:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ADH-AES256-GCM-SHA384:@SECLEVEL=0")  # anonymous: needs no key
+    with socket.socket() as plain:
+        plain.bind(("127.0.0.1", 0))
+        plain.listen(128)
+        with context.wrap_socket(plain, server_side=True) as listener:
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(b"%d" % os.getpid())
+
+
+def in_asyncio() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(b"%d" % os.getpid())
+            await reader.read(1)
+        except ConnectionError:
+            pass
+        writer.close()
+        # After the close itself, which asyncio leaves to the next round.
+        asyncio.get_running_loop().call_later(0, cluster.send, "closed")
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=128)
+        await server.serve_forever()
+
+    asyncio.run(main())
+
+
+SERVERS = {"threads": threads, "blocking": blocking, "asyncio": in_asyncio, "tls": tls}
+
+
+def count_calls() -> None:
+    """Count what wakes the accepting policy."""
+    for name in ("_on_clients", "_on_words", "_tick", "_rest"):
+        setattr(Accepting, name, counted(name, getattr(Accepting, name)))
+
+
+calls = 0
+
+
+def counted(name: str, method):
+    def count(self, *args):
+        global calls
+        calls += 1
+        if name == "_rest":
+            say("resting")
+        return method(self, *args)
+
+    return count
+
+
+def policy() -> Accepting:
+    (listener,) = registrar._registry_here().listeners
+    assert isinstance(listener._policy, Accepting)
+    return listener._policy
+
+
+def count() -> None:
+    say(
+        "count",
+        calls=calls,
+        pending=len(policy()._timers),
+        descriptors=len(os.listdir("/proc/self/fd")),
+    )
+
+
+spare: list[int] = []
+limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def exhaust() -> None:
+    """Leave this process no descriptor at all."""
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 4, limit[1]))
+    try:
+        while True:
+            spare.append(os.dup(0))
+    except OSError:
+        say("exhausted")
+
+
+def relieve() -> None:
+    while spare:
+        os.close(spare.pop())
+    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def main() -> None:
+    server, workers, settings = sys.argv[1:]
+    cluster.setup(**json.loads(settings))
+    count_calls()
+    replacing = set()
+
+    @cluster.on("listening")
+    def listening(worker, address) -> None:
+        say("listening", pid=worker.pid, port=address.port)
+
+    @cluster.on("message")
+    def message(worker, what) -> None:
+        say(what)
+
+    @cluster.on("death")
+    def death(worker) -> None:
+        say("death", pid=worker.pid, exitcode=worker.exitcode)
+        if worker.pid not in replacing:
+            cluster.fork(SERVERS[server])
+
+    for _ in range(int(workers)):
+        cluster.fork(SERVERS[server])
+
+    def replace(pid: str) -> None:
+        replacing.add(int(pid))
+        for worker in list(cluster.workers.values()):
+            if worker.pid == int(pid):
+                cluster.fork(SERVERS[server])
+                worker.disconnect()
+
+    orders = {"count": count, "exhaust": exhaust, "relieve": relieve, "replace": replace}
+    with open(0, "rb", buffering=0, closefd=False) as lines:
+        for line in lines:
+            verb, *words = line.decode().split()
+            # In the watcher's thread, as everything that happens to the policy.
+            watcher.current().call_soon(functools.partial(orders[verb], *words))
+
+
+if __name__ == "__main__":
+    main()
