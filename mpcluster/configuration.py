@@ -46,7 +46,7 @@ class Settings:
         if self.channel_limit < 1:
             raise ValueError(f"channel_limit must be at least 1 byte, not {self.channel_limit}")
         if self.max_connections is not None:
-            _check_number("max_connections", self.max_connections, "connections", (int,))
+            check_number("max_connections", self.max_connections, "connections", (int,))
             if self.max_connections < 1:
                 raise ValueError(
                     f"max_connections must be at least 1, not {self.max_connections}; "
@@ -62,6 +62,7 @@ class Changes(TypedDict, total=False):
     channel_limit: int
     send_timeout: float
     listener_grace: float
+    max_connections: int | None
 
 
 def changed(settings: Settings, changes: Mapping[str, object]) -> Settings:
