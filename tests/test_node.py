@@ -448,6 +448,8 @@ def test_a_worker_that_gave_up_its_rights_may_listen_where_its_master_may() -> N
     """bind-privileged-port, shared-handle-bind-privileged-port."""
 
     def program() -> None:
+        # Whatever is imported late is imported by this: nobody may not read root's directories.
+        cluster.listen(LOCAL).close()
         os.setuid(65534)
         try:
             socket.create_server((HOST, 98)).close()
