@@ -205,12 +205,13 @@ def test_a_client_that_is_never_answered_does_not_hold_the_drain_for_ever(
 ) -> None:
     """One that sends to a server which only listens, and one that sent half a line."""
 
-    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readline():
-            pass
-        writer.close()
-
     def program(worker: Worker) -> None:
+        async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            worker.say("connected")
+            while await reader.readline():
+                pass
+            writer.close()
+
         state.IDLE, state.STALLED = 0.05, 0.2
         begun = leave_when_told(worker)
         serve_streams(worker, swallow)
@@ -219,6 +220,7 @@ def test_a_client_that_is_never_answered_does_not_hold_the_drain_for_ever(
     worker = offices.start(program)
     with socket.create_connection(listening_address(worker), timeout=PATIENCE) as client:
         client.sendall(b"said" + b"\n" * whole)
+        assert worker.hear() == "connected"
         worker.say("leave")
         assert {worker.hear(), worker.hear()} == {"drains", "ended"}
         assert client.recv(100) == b""

@@ -167,8 +167,10 @@ def test_new_connections_are_steered_away_from_a_nested_worker_that_leaves(
                 one.disconnect()
 
         one.on("message", heard)
+        over = threading.Event()
+        one.on("death", over.set)  # told after all that it has said, where join() may be quicker
         one.start()
-        one.join()
+        over.wait()
 
     one = ClusterProcess(target=has_one, args=(depth - 1,))
     seen: list[str] = []
@@ -208,8 +210,10 @@ def test_a_nested_worker_takes_its_own_queue_before_it_leaves(
         one = ClusterProcess(target=serves, args=(gate,))
         one.on("message", mpcluster.send)
         mpcluster.on("message", lambda _: one.disconnect())
+        over = threading.Event()
+        one.on("death", over.set)  # told after all that it has said, where join() may be quicker
         one.start()
-        one.join()
+        over.wait()
 
     with Gate() as gate:
         one, diary = started(has_one)
