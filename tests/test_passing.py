@@ -27,9 +27,15 @@ PROGRAM = PROGRAMS / "passing.py"
 class Master:
     """``programs/passing.py``: it says what happens, as JSON, a line each."""
 
-    def __init__(self, server: str, workers: int, **settings: Any) -> None:
+    def __init__(self, server: str, workers: int, *, tells: bool = False, **settings: Any) -> None:
         self.program = begin(
-            PROGRAM, server, workers, json.dumps(settings), stdin=subprocess.PIPE, stderr=None
+            PROGRAM,
+            server,
+            workers,
+            json.dumps(settings),
+            env={"TELLS": "1"} if tells else {},
+            stdin=subprocess.PIPE,
+            stderr=None,
         )
         self.heard: list[dict[str, Any]] = []
         self.rest = b""
@@ -83,8 +89,8 @@ def who(client: socket.socket) -> int:
 
 
 @contextlib.contextmanager
-def running(server: str, workers: int, **settings: Any) -> Iterator[Master]:
-    master = Master(server, workers, **settings)
+def running(server: str, workers: int, *, tells: bool = False, **settings: Any) -> Iterator[Master]:
+    master = Master(server, workers, tells=tells, **settings)
     try:
         yield master
     finally:
@@ -110,19 +116,21 @@ def test_round_robin_spreads_connections_one_by_one_exactly_evenly(server: str) 
 
 @pytest.mark.parametrize("server", ["threads", "asyncio"])
 def test_least_connections_gives_to_who_has_fewest_open(server: str) -> None:
-    with running(server, 2, scheduling="least_connections") as master:
-        held = [master.connect() for _ in range(8)]
-        owner = {client: who(client) for client in held}
+    with running(server, 2, tells=True, scheduling="least_connections") as master:
+        held, owner = [], {}
+        for _ in range(8):
+            held.append(master.connect())
+            owner[held[-1]] = who(held[-1])
         assert collections.Counter(owner.values()) == dict.fromkeys(master.pids, 4)
         for client in held:
             if owner[client] == master.pids[0]:
                 client.close()
-        master.expect("closed")
-        for _ in range(3):
+        for _ in range(4):
             master.expect("closed")
-        more = [master.connect() for _ in range(4)]
-        assert {who(client) for client in more} == {master.pids[0]}
-        for client in [*held, *more]:
+        for _ in range(4):
+            held.append(master.connect())
+            assert who(held[-1]) == master.pids[0]
+        for client in held:
             client.close()
 
 

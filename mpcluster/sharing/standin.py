@@ -76,11 +76,25 @@ def install() -> None:
         _installed = True
         _put_into(real.Socket)
         when_imported("gevent._socket3", _patch_gevent)
+        when_imported("ssl", _patch_ssl)
 
 
 def _put_into(socket_class: Any) -> None:
     for name in _METHODS:
         setattr(socket_class, name, StandIn.__dict__[name])
+
+
+def _patch_ssl(module: ModuleType) -> None:
+    """``ssl`` tries to read from a listener that it wraps: that would take a connection."""
+    socket_class: Any = module.SSLSocket
+    recv = socket_class.recv
+
+    def recv_unless_line(self: Any, *args: Any) -> Any:
+        if getattr(self, "_sslobj", None) is None and _line(self) is not None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        return recv(self, *args)
+
+    socket_class.recv = recv_unless_line
 
 
 def _patch_gevent(module: ModuleType) -> None:
