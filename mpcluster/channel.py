@@ -50,7 +50,8 @@ class Channel:
 
     Args:
         connection: One end of a duplex ``Pipe()``. It is closed, and the channel has a
-            descriptor of its own, owned in the sense of :mod:`mpcluster.descriptors`.
+            descriptor of its own, owned in the sense of :mod:`mpcluster.descriptors`. Or the
+            number of such a descriptor, which the channel takes over.
         label: Who is at the other end, for errors and the log: ``"worker 3 (pid 41)"``.
         limit: Bytes that may wait for the other side, and, apart, bytes of memfd memory
             that it has not yet taken over. One message of any size is let in when none
@@ -68,16 +69,21 @@ class Channel:
 
     def __init__(
         self,
-        connection: Connection[Any, Any],
+        connection: Connection[Any, Any] | int,
         *,
         label: str,
         limit: int = 64 << 20,
         send_timeout: float = 30.0,
     ) -> None:
         with descriptors.opening():
-            self._socket = socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
-            descriptors.own(self._socket)
-            descriptors.close(connection)
+            if isinstance(connection, int):
+                self._socket = socket.socket(socket.AF_UNIX, fileno=connection)
+                descriptors.own(self._socket)
+            else:
+                number = connection.fileno()
+                self._socket = socket.fromfd(number, socket.AF_UNIX, socket.SOCK_STREAM)
+                descriptors.own(self._socket)
+                descriptors.close(connection)
         self._socket.setblocking(False)  # noqa: FBT003
         self._send_now = self._socket.send
         self.limit = limit

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
+# `drain` and `hearing` for the workers' sake: what is here they need not import.
 from mpcluster import (
     configuration,
+    drain,  # noqa: F401
     ending,
     family,
+    hearing,  # noqa: F401
     mainprogram,
     registrar,
     sharing,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
 import threading
 import time
@@ -18,17 +17,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpcluster import messages, watcher
+from mpcluster import watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Emitter, KeptEvents, call, report
 from mpcluster.forking import EndingError
+from mpcluster.logs import logger
 
 if TYPE_CHECKING:
+    from mpcluster import messages
     from mpcluster.process import ClusterProcess
 
 __all__ = ["CLUSTER_EVENTS", "WORKER_EVENTS", "Family", "current"]
-
-logger = logging.getLogger("mpcluster")
 
 WORKER_EVENTS: Final = ("fork", "online", "listening", "message", "disconnect", "death")
 CLUSTER_EVENTS: Final = WORKER_EVENTS
@@ -59,6 +58,8 @@ class Upward:
         message: messages.Request | messages.Release | messages.Gone,
     ) -> None:
         """The worker asks, gives back a listener, or tells of the end of one below it."""
+        load_upward()
+        upward.answer(worker, message)
 
     def leaving(self, worker: ClusterProcess, proceed: Callable[[], object]) -> None:  # noqa: ARG002
         """The worker is asked to leave; ``proceed()`` tells it so."""
@@ -69,6 +70,15 @@ class Upward:
 
 
 upward: Upward = Upward()
+
+
+def _nothing_to_load() -> None:
+    """In the place of what is given from above."""
+
+
+#: Imports the cluster layer, whose own takes the place of `upward`. Given from above; a
+#: program whose processes ask and say nothing does without.
+load_upward: Callable[[], object] = _nothing_to_load
 
 
 class Family:
@@ -130,7 +140,7 @@ class Family:
             )
             if event == "message" and not kept and not self._warned_of_loss:
                 self._warned_of_loss = True
-                logger.info("nobody has subscribed to 'message': the oldest are dropped")
+                logger().info("nobody has subscribed to 'message': the oldest are dropped")
             if event == "death":
                 self._keep_of_the_dead(key)
             return

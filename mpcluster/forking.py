@@ -11,7 +11,6 @@ is given where it is deserved: when the program itself has other threads.
 from __future__ import annotations
 
 import collections
-import ctypes
 import itertools
 import operator
 import os
@@ -70,6 +69,8 @@ def fork(keep: tuple[int, ...] = ()) -> int:
 
 
 def _load() -> Callable[[], int]:
+    import ctypes
+
     # PyDLL keeps the GIL for the call, as os.fork does: no other thread of this
     # interpreter is in the middle of a bytecode at the moment of the fork.
     library = ctypes.PyDLL(None)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import atexit
 import importlib
 import io
-import logging
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import util
 from types import FrameType
 from typing import Any
 
 __all__ = [
+    "at_the_very_end",
     "become_main_thread",
     "die_of_sigint",
     "flush_std_streams",
@@ -33,6 +34,26 @@ __all__ = [
     "renew_std_streams",
     "run_exit_functions",
 ]
+
+
+_last_exit_functions: list[Callable[[], object]] = []
+
+
+def at_the_very_end(call: Callable[[], object]) -> None:
+    """Call ``call()`` at the exit, after what was registered since mpcluster was imported.
+
+    The last to come is called first, as by ``atexit``.
+    """
+    _last_exit_functions.append(call)
+
+
+def _run_last_exit_functions() -> None:
+    while _last_exit_functions:
+        _last_exit_functions.pop()()
+
+
+# With the import of mpcluster, though who has something to call is loaded later.
+atexit.register(_run_last_exit_functions)
 
 
 def flush_std_streams() -> None:
@@ -136,8 +157,11 @@ def hold_logging() -> list[Any]:
     Returns:
         What :func:`let_go_of_logging` takes, in the parent.
     """
-    locks = [logging._lock]  # type: ignore[attr-defined]
-    handlers = (reference() for reference in list(logging._handlerList))  # type: ignore[attr-defined]
+    logging: Any = sys.modules.get("logging")  # not imported for this question
+    if logging is None or not hasattr(logging, "_handlerList"):  # or another thread imports it
+        return []
+    locks = [logging._lock]
+    handlers = (reference() for reference in list(logging._handlerList))
     locks += [handler.lock for handler in handlers if handler is not None and handler.lock]
     deadline = time.monotonic() + 1.0
     return [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
@@ -175,7 +199,7 @@ def renew_std_streams() -> None:
         setattr(sys, name, fresh)
         if getattr(sys, f"__{name}__") is old:
             setattr(sys, f"__{name}__", fresh)
-        for reference in list(logging._handlerList):  # type: ignore[attr-defined]
+        for reference in list(getattr(sys.modules.get("logging"), "_handlerList", ())):
             handler = reference()
             if getattr(handler, "stream", None) is old:
                 handler.stream = fresh

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import signal
 
 from mpcluster import descriptors
+from mpcluster.logs import logger
 
 __all__ = ["hold", "wear"]
-
-logger = logging.getLogger("mpcluster")
 
 #: The read end, in the root master and in every worker below it. A root has a write end
 #: as well, which no child keeps. Both are set once, under `descriptors.opening()`.
@@ -54,7 +52,7 @@ def wear() -> None:
         fcntl.fcntl(own_end, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(own_end, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     except OSError as error:
-        logger.warning("this worker may outlive its master: /proc is needed (%s)", error)
+        logger().warning("this worker may outlive its master: /proc is needed (%s)", error)
         return
     with contextlib.suppress(BlockingIOError):  # nothing to read: somebody could write
         os.read(own_end, 1)

@@ -14,13 +14,12 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import struct
 import sys
 import threading
-import traceback
 import weakref
 from multiprocessing import popen_fork
-from multiprocessing.connection import Connection, Pipe
 from typing import Any, Final, Protocol
 
 from mpcluster import descriptors, forking, interpreter, leash
@@ -41,7 +40,7 @@ class Child(Protocol):
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int: ...
 
-    def _inherit(self, channel: Connection[Any, Any]) -> None: ...
+    def _inherit(self, connection: int) -> None: ...
 
 
 class Popen(popen_fork.Popen):
@@ -49,12 +48,12 @@ class Popen(popen_fork.Popen):
 
     Attributes:
         sentinel: Becomes readable when the child has ended, and stays so.
-        connection: This side's end of the channel.
+        connection: This side's end of the channel, a socket's number.
     """
 
     method = "fork"
     sentinel: int
-    connection: Connection[Any, Any]
+    connection: int
     finalizer: Any  # a weakref.finalize, which is called as the base class's Finalize is
 
     def _launch(self, process_obj: Child) -> None:
@@ -65,13 +64,14 @@ class Popen(popen_fork.Popen):
         # sees that the child is not its own.
         self._reaping = threading.RLock()
         with descriptors.opening():
-            ours, theirs = Pipe(duplex=True)
+            # As `multiprocessing.Pipe` does, whose module brings a lot of others along.
+            ours, theirs = (end.detach() for end in socket.socketpair())
             descriptors.own(ours)
             descriptors.own(theirs)
         try:
             parent_sentinel = _own_pidfd()
             threaded = threading.active_count() > 1
-            keep = (theirs.fileno(), parent_sentinel, leash.hold())
+            keep = (theirs, parent_sentinel, leash.hold())
             pid = forking.fork(keep)
             if pid == 0:
                 self._run_child(process_obj, theirs, parent_sentinel, threaded=threaded)
@@ -99,9 +99,7 @@ class Popen(popen_fork.Popen):
         self._watched = self._close_wanted = False  # guarded by `_reaping`, too
 
     @staticmethod
-    def _run_child(
-        process_obj: Child, channel: Connection[Any, Any], sentinel: int, *, threaded: bool
-    ) -> None:
+    def _run_child(process_obj: Child, connection: int, sentinel: int, *, threaded: bool) -> None:
         code = 1
         try:
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
@@ -111,11 +109,13 @@ class Popen(popen_fork.Popen):
             interpreter.let_go_of_stdin()
             if threaded:
                 interpreter.renew_std_streams()
-            process_obj._inherit(channel)  # noqa: SLF001
+            process_obj._inherit(connection)  # noqa: SLF001
             code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
         except KeyboardInterrupt:
             interpreter.die_of_sigint()  # before its program began
         except BaseException:  # noqa: BLE001
+            import traceback
+
             traceback.print_exc()  # the base class prints those of the program
         finally:
             if sys.version_info >= (3, 13):

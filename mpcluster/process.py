@@ -14,16 +14,17 @@ import signal as _signal
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import context
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
-from mpcluster import descriptors, drain, family, leash, messages, sharing, watcher, workerside
+from mpcluster import descriptors, family, leash, watcher, workerside
 from mpcluster.errors import NotMasterError
 from mpcluster.events import Callback, Emitter
 from mpcluster.life import Life
 from mpcluster.popen import Popen
 from mpcluster.states import WorkerState
-from mpcluster.wire import Kind
+
+if TYPE_CHECKING:
+    from mpcluster import messages
 
 __all__ = ["WORKER_ID_VARIABLE", "ClusterProcess"]
 
@@ -100,7 +101,7 @@ class ClusterProcess(context.ForkProcess):
     @property
     def is_connected(self) -> bool:
         """Is the channel to it open?"""
-        return self._life is not None and not self._life.channel.closed
+        return self._life is not None and self._life.is_connected
 
     @property
     def is_dead(self) -> bool:
@@ -142,6 +143,8 @@ class ClusterProcess(context.ForkProcess):
         if self._popen is None:
             self._settings = self._family.settings
             self._id = next(self._family.ids)
+        if self._share_ports:
+            family.load_upward()
         watcher.current()  # fails now or never
         with self._family.forking() if self.is_forked else contextlib.nullcontext():
             super().start()
@@ -160,7 +163,7 @@ class ClusterProcess(context.ForkProcess):
 
     # -- in the child ----------------------------------------------------------------------
 
-    def _inherit(self, connection: Connection[Any, Any]) -> None:
+    def _inherit(self, connection: int) -> None:
         """First of all in the child: become a worker."""
         leash.wear()
         assert self._id is not None
@@ -174,6 +177,8 @@ class ClusterProcess(context.ForkProcess):
         if self._cwd is not None:
             os.chdir(self._cwd)
         if self._share_ports:
+            from mpcluster import drain, sharing
+
             sharing.install(myself.request, myself.tell)
             drain.install()
             myself.attend()
@@ -202,7 +207,7 @@ class ClusterProcess(context.ForkProcess):
             ValueError: The worker was not started.
         """
         life = self._own_life("send to")
-        life.channel.send(message, Kind.USER, may_wait=not watcher.current().in_thread())
+        life.downstream().send(message, may_wait=not watcher.current().in_thread())
 
     @overload
     def on(self, event: str) -> Callable[[C], C]: ...
@@ -306,6 +311,8 @@ def _subscription_to(process: ClusterProcess) -> Callable[[str], None]:
     reference = weakref.ref(process)
 
     def subscribed(event: str) -> None:
+        if event == "message":
+            family.load_upward()  # here, so that no child has to
         subject = reference()
         if subject is not None:
             subject._family.subscribed(event, subject)  # noqa: SLF001

@@ -6,24 +6,25 @@ how its program ends is :mod:`mpcluster.leaving`'s; here they meet the user's ca
 
 from __future__ import annotations
 
-import logging
 import os
+import select
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from multiprocessing.connection import Connection
-from typing import Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Final, TypeVar, overload
 
-from mpcluster import drain, messages, watcher
+from mpcluster import watcher
 from mpcluster.configuration import Settings
-from mpcluster.events import Callback, Emitter, KeptEvents, call, report
+from mpcluster.events import Callback, Emitter, KeptEvents, call
+from mpcluster.greeting import ONLINE
 from mpcluster.leaving import Program
-from mpcluster.upstream import Upstream
-from mpcluster.wire import Kind, Received
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from mpcluster import messages
+    from mpcluster.upstream import Upstream
 
 __all__ = ["EVENTS", "Worker", "current", "enter"]
-
-logger = logging.getLogger("mpcluster")
 
 C = TypeVar("C", bound=Callback)
 
@@ -40,10 +41,15 @@ class Worker:
         id: Its number in its parent's ``workers``.
     """
 
-    def __init__(self, number: int, connection: Connection[Any, Any], settings: Settings) -> None:
+    def __init__(self, number: int, connection: int, settings: Settings) -> None:
         self.id = number
-        self._upstream = Upstream(connection, settings, self._handle)
-        self._program = Program(self._upstream.flush, self.attend, settings.kill_timeout)
+        self._connection = connection
+        self._settings = settings
+        self._upstream: Upstream | None = None
+        # Guards the one making of `_upstream`, by whoever is the first to send, subscribe or
+        # ask. Nothing is called under it. Re-entrant, for a signal handler may send.
+        self._making = threading.RLock()
+        self._program = Program(self.flush, self.attend, settings.kill_timeout)
         self._emitter = Emitter(EVENTS, self._subscribed)
         self._kept = KeptEvents()
         self._leaving = threading.Event()
@@ -62,7 +68,7 @@ class Worker:
     @property
     def is_connected(self) -> bool:
         """Is the channel to the master open?"""
-        return not self._upstream.closed
+        return self._upstream is None or not self._upstream.closed
 
     def send(self, message: object) -> None:
         """Send any cloudpickle-able object to the master.
@@ -75,7 +81,7 @@ class Worker:
             ChannelClosedError: The channel is closed.
             ChannelFullError: The master has read nothing for ``send_timeout`` seconds.
         """
-        self._upstream.send(message)
+        self._line().send(message)
 
     @overload
     def on(self, event: str) -> Callable[[C], C]: ...
@@ -110,15 +116,19 @@ class Worker:
 
         A second call changes nothing.
         """
+        from mpcluster.messages import Leaving
+
         # The parent steers new connections away first, as if the wish had been its own.
-        self._upstream.tell(messages.Leaving())
+        self.tell(Leaving())
         self.attend()
-        watcher.current().call_later(PARENT_PATIENCE, self._leave)
+        watcher.current().call_later(PARENT_PATIENCE, self.leave)
         return self
 
     def kill(self) -> None:
         """Leave at once, with exit code 0 and counted as asked for; does not return."""
-        self._upstream.tell(messages.Leaving())
+        from mpcluster.messages import Leaving
+
+        self.tell(Leaving())
         self._program.end_at_once()
 
     # -- for the layers around it ------------------------------------------------------------
@@ -126,11 +136,20 @@ class Worker:
     def begin(self) -> None:
         """In a new child: be there for the parent, and say so."""
         self._program.handle_sigurg()
-        self._upstream.say_online()
+        try:
+            os.write(self._connection, ONLINE)
+            # The signal that goes with it came, maybe, before there was a handler.
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            spoken_to = poll.poll(0)
+        except OSError:
+            return  # the parent is gone already
+        if spoken_to:
+            self.attend()
 
     def attend(self) -> None:
         """From now on let the watcher read what the parent says. Idempotent."""
-        self._upstream.attend()
+        self._line().attend()
 
     def run_program(self, run: Callable[[], object]) -> None:
         """Run what this process is for."""
@@ -147,45 +166,50 @@ class Worker:
 
     def flush(self) -> None:
         """Hand to the kernel what is queued for the parent, before the process ends."""
-        self._upstream.flush()
+        if self._upstream is not None:
+            self._upstream.flush()
 
     def tell(self, message: object) -> None:
         """Send a control message to the parent."""
-        self._upstream.tell(message)
+        self._line().tell(message)
 
     def request(self, body: object) -> object:
         """Ask the root master, and wait for its answer."""
-        return self._upstream.request(body)
+        return self._line().request(body)
 
     def request_then(self, body: object, route: messages.Route, future: Future[object]) -> None:
         """Ask the root master for a worker below this one."""
-        self._upstream.request_then(body, route, future)
+        self._line().request_then(body, route, future)
+
+    def _line(self) -> Upstream:
+        """The line to the parent, made at the first call: most plain processes need none."""
+        if self._upstream is None:
+            from mpcluster import hearing
+
+            with self._making:
+                if self._upstream is None:
+                    self._upstream = hearing.line(self, self._connection, self._settings)
+        return self._upstream
 
     # -- the watcher's thread ----------------------------------------------------------------
 
-    def _handle(self, received: Received | None) -> None:
-        if received is None:
-            # A root master's death does not come here: the leash is quicker.
-            if not self._leaving.is_set():
-                self._program.end_at_once()
-        elif received.error is not None:
-            report(f"a message of the master to worker {self.id}", received.error, self)
-        elif received.kind is Kind.USER:
-            self._emit("message", received.message, weight=received.size)
-        elif isinstance(received.message, messages.Disconnect):
-            self._leave()
-        else:
-            logger.warning("unknown control message of the master: %r", received.message)
+    def lose_parent(self) -> None:
+        """The parent has closed its end, or is gone."""
+        # A root master's death does not come here: the leash is quicker.
+        if not self._leaving.is_set():
+            self._program.end_at_once()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Asked to go: let the program's own handler do it, or drain. Once."""
         if self._leaving.is_set():
             return
         self._leaving.set()
         own: Callable[[], None] | None = None
         if self._emitter.has("disconnect"):
-            own = lambda: self._emit("disconnect")  # noqa: E731
-        drain.begin(user_callback=own, finished=self._program.end)
+            own = lambda: self.emit("disconnect")  # noqa: E731
+        from mpcluster import drain
+
+        drain.begin(user_callback=own, finished=self._program.end, main=self._program.main)
 
     def _subscribed(self, _event: str) -> None:
         self.attend()
@@ -195,7 +219,8 @@ class Worker:
         for _, event, args in self._kept.take(lambda _, event: self._emitter.has(event)):
             self._deliver(event, args)
 
-    def _emit(self, event: str, *args: object, weight: int = 0) -> None:
+    def emit(self, event: str, *args: object, weight: int = 0) -> None:
+        """Call who listens to ``event``, or keep it for the first that will."""
         if not self._emitter.has(event):
             self._kept.keep(self.id, self, event, args, weight=weight)
             return
@@ -216,7 +241,7 @@ def current() -> Worker | None:
     return _current
 
 
-def enter(number: int, connection: Connection[Any, Any], settings: Settings) -> Worker:
+def enter(number: int, connection: int, settings: Settings) -> Worker:
     """In a new child, first of all: this process is worker ``number`` of its parent."""
     global _current
     _current = Worker(number, connection, settings)
