@@ -26,7 +26,6 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Protocol, TypeAlias
 
 __all__ = ["close", "disown", "keep", "opening", "own", "owned"]
@@ -114,20 +113,25 @@ def close(descriptor: Descriptor) -> None:
             descriptor.close()
 
 
-@contextlib.contextmanager
-def keep(*numbers: int) -> Iterator[None]:
+class keep:  # noqa: N801  # a generator would be more for each child to run
     """Let the child of a fork that this thread makes inside the block have these.
 
     They stay owned, in the parent and in the child alike, so the child's own children do
     not inherit them. Forks of other threads are not affected, nor forks of the child.
     """
-    kept = _kept
-    previous = kept.numbers
-    kept.numbers = previous | frozenset(numbers)
-    try:
-        yield
-    finally:
-        kept.numbers = previous
+
+    __slots__ = ("_kept", "_numbers", "_previous")
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = numbers
+
+    def __enter__(self) -> None:
+        self._kept = _kept
+        self._previous = _kept.numbers
+        _kept.numbers = self._previous.union(self._numbers)
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.numbers = self._previous
 
 
 def owned() -> frozenset[int]:
@@ -158,8 +162,10 @@ def _after_fork_in_child() -> None:
             continue
         del _table[number]
         if reference is None:
-            with contextlib.suppress(OSError):
+            try:
                 os.close(number)
+            except OSError:
+                pass
         else:
             _close_object(reference(), number)
 

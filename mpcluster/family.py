@@ -119,6 +119,9 @@ class Family:
 
     def _keep_promise(self, key: int | None) -> None:
         try:
+            for worker in list(self.workers.values()):
+                if key is None or worker.id == key:
+                    worker.tell_of_fork()
             self._hand_over(key)
         finally:
             with self._told:
@@ -134,7 +137,7 @@ class Family:
         if self._silent:
             return
         key = worker.id
-        if not self._heard(worker, event):
+        if not self.hears(worker, event):
             kept = self._kept.keep(
                 key, worker, event, args, weight=weight, weakly=not worker.is_forked
             )
@@ -144,7 +147,7 @@ class Family:
             if event == "death":
                 self._keep_of_the_dead(key)
             return
-        if any(self._heard(worker, earlier) for earlier in self._kept.events(key)):
+        if any(self.hears(worker, earlier) for earlier in self._kept.events(key)):
             self._hand_over(key)  # its subscriber is as new as this event
         self._deliver(worker, event, args)
 
@@ -159,12 +162,13 @@ class Family:
             if self._kept.events(worker.id):
                 self._keep_of_the_dead(worker.id)
 
-    def _heard(self, worker: ClusterProcess, event: str) -> bool:
+    def hears(self, worker: ClusterProcess, event: str) -> bool:
+        """Has anybody a callback for this event of this worker? Any thread."""
         return worker.emitter.has(event) or self.emitter.has(event)
 
     def _hand_over(self, key: int | None) -> None:
         """Deliver, in order, what is kept and has a callback by now."""
-        for worker, event, args in self._kept.take(self._heard, key):
+        for worker, event, args in self._kept.take(self.hears, key):
             self._deliver(worker, event, args)
 
     def _keep_of_the_dead(self, key: int | None) -> None:
@@ -257,6 +261,11 @@ class Family:
                 left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
                 if self._told.wait_for(done, left) or left < SLICE:
                     return done()
+
+    def settle(self) -> None:
+        """The watcher is through with one that is dead: who waits for it shall look."""
+        with self._told:
+            self._told.notify_all()
 
     def is_settled(self) -> bool:
         """Has every death been told of to the end, to late subscribers too?"""

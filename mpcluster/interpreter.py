@@ -86,6 +86,8 @@ def forget_imports_of_other_threads() -> None:
     thread behind: whoever imports the module in the child would wait for it for ever.
     """
     bootstrap: Any = importlib._bootstrap
+    if not bootstrap._module_locks:
+        return
     mine = threading.get_ident()
     for name, reference in list(bootstrap._module_locks.items()):
         lock = reference()

@@ -14,7 +14,6 @@ copies that a fork makes would share.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import signal
@@ -54,9 +53,11 @@ def wear() -> None:
     except OSError as error:
         logger().warning("this worker may outlive its master: /proc is needed (%s)", error)
         return
-    with contextlib.suppress(BlockingIOError):  # nothing to read: somebody could write
+    try:
         os.read(own_end, 1)
-        os.kill(os.getpid(), signal.SIGKILL)  # it ended before the registration
+    except BlockingIOError:
+        return  # nothing to read: somebody could write
+    os.kill(os.getpid(), signal.SIGKILL)  # it ended before the registration
 
 
 def _after_fork_in_child() -> None:

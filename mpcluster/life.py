@@ -25,7 +25,7 @@ from mpcluster.errors import ChannelClosedError
 from mpcluster.family import Family
 from mpcluster.greeting import ONLINE
 from mpcluster.popen import Popen
-from mpcluster.states import Step, WorkerState, advance
+from mpcluster.states import STARTED, Step, WorkerState, advance
 
 if TYPE_CHECKING:
     from mpcluster import messages
@@ -54,7 +54,7 @@ class Life:
     def __init__(
         self, process: ClusterProcess, popen: Popen, settings: Settings, relatives: Family
     ) -> None:
-        self.state = advance(WorkerState.NEW, Step.START)
+        self.state = STARTED
         #: It was asked to leave, by its parent or by itself.
         self.asked_to_leave = False
         self._process = process  # until its death is told: no circle is left to collect
@@ -63,12 +63,14 @@ class Life:
         self._settings = settings
         self._family = relatives
         self._fork_told = False
+        self._told_to_end = False  # and the watcher holds the process no longer
         self._timers: list[watcher.Timer] = []
         self._fd = popen.connection  # this side's end of the channel; -1 when it is closed
         self._downstream: Downstream | None = None
-        # Guards the one making of `_downstream` out of `_fd`, and the closing of either. Taken
-        # by the program's threads that send, and by the watcher; a signal handler of theirs
-        # may send too. Nothing of a user's is called under it, and nothing is imported.
+        # Guards the one making of `_downstream` out of `_fd`, the closing of either, and the
+        # first registration of both descriptors: a death cannot be taken in between. Taken by
+        # the thread that starts, by those that send (a signal handler may, too), and by the
+        # watcher. Nothing of a user's is called under it, and nothing is imported.
         self._making = threading.RLock()
         # Guards the read-and-replace of `state`, which the program's threads (DRAIN) and
         # the watcher (all else) do. Nothing is called under it. Re-entrant for the sake of
@@ -86,21 +88,27 @@ class Life:
         return self._fd >= 0
 
     def begin(self) -> None:
-        """Watch it from now on. The last step of its start: `fork` is told next."""
-        self._popen.watch()
-        # In the watcher's thread, so that neither can lead to the end of this life before
-        # the other is there.
-        watcher.current().call_soon(self._begin_watching)
+        """Watch it from now on. The last step of its start: `fork` is told next.
 
-    def _begin_watching(self) -> None:
-        if self.state is WorkerState.DEAD:
-            return  # the callback that started it has joined and closed it, too
-        the_watcher = watcher.current()
-        the_watcher.add(self._popen.sentinel, self._on_end)
-        # Something may have been queued before anybody would have written it.
-        events = watcher.READABLE | watcher.WRITABLE
-        the_watcher.add(self._fd, self._on_ready, events)
-        self._tell_of_fork()
+        Nobody is woken for it: `fork` is told when somebody hears it, or with the next event.
+
+        Raises:
+            OSError: The system has no room to watch it.
+        """
+        the_watcher, process = watcher.current(), self._process
+        self._popen.watch()
+        with self._making:
+            # Something may have been queued before anybody would have written it.
+            talks = self._downstream is not None
+            events = watcher.READABLE | watcher.WRITABLE if talks else watcher.READABLE
+            the_watcher.add(self._fd, self._on_ready, events)
+            the_watcher.add(self._popen.sentinel, self._on_end)
+        if self._family.hears(process, "fork"):
+            the_watcher.call_soon(self.tell_of_fork)
+
+    def abandon(self) -> None:
+        """It cannot be watched and was killed: go through its end all the same."""
+        watcher.current().call_soon(lambda: self._on_end(0))
 
     def downstream(self) -> Downstream:
         """What talks to the worker; made at the first call.
@@ -137,17 +145,13 @@ class Life:
 
     def wait_until_told(self) -> None:
         """Let the watcher finish with this dead worker, so that it holds it no longer."""
-        the_watcher = watcher.current()
-        if the_watcher.in_thread():
+        if self._told_to_end:
+            return
+        if watcher.current().in_thread():
             self._on_end(0)
             return
-        for _ in range(3):  # the round under way may have looked before the end
-            told = self.state is WorkerState.DEAD
-            passed = threading.Event()
-            the_watcher.call_soon(passed.set)
-            # A callback may be running there that waits for this very thread.
-            if not passed.wait(CLOSE_PATIENCE) or told:
-                return
+        # A callback may be running there that waits for this very thread.
+        self._family.wait_told(lambda: self._told_to_end, CLOSE_PATIENCE)
 
     # -- asking it to leave ----------------------------------------------------------------
 
@@ -194,7 +198,7 @@ class Life:
         self.emit("online")
 
     def _on_ready(self, events: int) -> None:
-        self._tell_of_fork()
+        self.tell_of_fork()
         if self._downstream is not None:
             self._downstream.on_ready(events)
         elif events & watcher.READABLE:
@@ -219,7 +223,7 @@ class Life:
         """The process has ended: first what it had sent, then its end."""
         if self.is_over():
             return
-        self._tell_of_fork()
+        self.tell_of_fork()
         while self.is_connected and self._take_in():
             pass
         self.lose_channel()
@@ -243,9 +247,13 @@ class Life:
             self._downstream = None  # no circle is left to collect
         crashed = self._popen.returncode != 0 and not self.asked_to_leave
         self._family.bury(process, crashed=crashed)
+        del process
+        self._told_to_end = True
+        self._family.settle()
 
-    def _tell_of_fork(self) -> None:
-        if not self._fork_told:
+    def tell_of_fork(self) -> None:
+        """Tell of it, if nothing of this worker was told yet."""
+        if not (self._fork_told or self.is_over()):
             self._fork_told = True
             self.emit("fork")
 

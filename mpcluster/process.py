@@ -159,7 +159,13 @@ class ClusterProcess(context.ForkProcess):
                 self.is_alive()  # multiprocessing forgets it, and its sentinel goes
                 raise
             self._family.workers[self._id] = self
-        self._life.begin()
+        try:
+            self._life.begin()
+        except OSError:
+            self._popen.kill()
+            self._popen.wait()
+            self._life.abandon()
+            raise
 
     # -- in the child ----------------------------------------------------------------------
 
@@ -252,6 +258,11 @@ class ClusterProcess(context.ForkProcess):
         """Answer a request of this worker. For the layer above, in the watcher's thread."""
         if self._life is not None:
             self._life.reply(message)
+
+    def tell_of_fork(self) -> None:
+        """Tell that it was started, if that was not yet told. In the watcher's thread."""
+        if self._life is not None:
+            self._life.tell_of_fork()
 
     def _own_life(self, verb: str) -> Life:
         self._check_closed()

@@ -34,6 +34,15 @@ EVENTS: Final = ("message", "disconnect")
 PARENT_PATIENCE: Final = 2.0
 
 
+class _Ears:
+    """Who listens to what in a worker, and what nobody has listened to yet."""
+
+    def __init__(self, subscribed: Callable[[str], object]) -> None:
+        self.emitter = Emitter(EVENTS, subscribed)
+        self.kept = KeptEvents()
+        self.leaving = threading.Event()
+
+
 class Worker:
     """This process, as a worker.
 
@@ -46,13 +55,12 @@ class Worker:
         self._connection = connection
         self._settings = settings
         self._upstream: Upstream | None = None
-        # Guards the one making of `_upstream`, by whoever is the first to send, subscribe or
-        # ask. Nothing is called under it. Re-entrant, for a signal handler may send.
+        # Guards the one making of `_upstream` and `_made_ears`, by whoever is the first to
+        # send, subscribe or ask. Nothing is called under it. Re-entrant, for a signal handler
+        # may send.
         self._making = threading.RLock()
         self._program = Program(self.flush, self.attend, settings.kill_timeout)
-        self._emitter = Emitter(EVENTS, self._subscribed)
-        self._kept = KeptEvents()
-        self._leaving = threading.Event()
+        self._made_ears: _Ears | None = None
 
     def __repr__(self) -> str:
         link = "connected" if self.is_connected else "disconnected"
@@ -94,8 +102,8 @@ class Worker:
         to it takes the leaving into his own hands. Without a callback: a decorator.
         """
         if callback is None:
-            return lambda function: self._emitter.add(event, function)
-        return self._emitter.add(event, callback)
+            return lambda function: self._ears().emitter.add(event, function)
+        return self._ears().emitter.add(event, callback)
 
     @overload
     def once(self, event: str) -> Callable[[C], C]: ...
@@ -104,12 +112,12 @@ class Worker:
     def once(self, event: str, callback: Callback | None = None) -> object:
         """As :meth:`on`, for the next time only."""
         if callback is None:
-            return lambda function: self._emitter.add(event, function, once=True)
-        return self._emitter.add(event, callback, once=True)
+            return lambda function: self._ears().emitter.add(event, function, once=True)
+        return self._ears().emitter.add(event, callback, once=True)
 
     def off(self, event: str, callback: Callback | None = None) -> None:
         """Unsubscribe ``callback``, or everybody."""
-        self._emitter.discard(event, callback)
+        self._ears().emitter.discard(event, callback)
 
     def disconnect(self) -> Worker:
         """Drain and leave: as if the parent had asked for it. Returns at once.
@@ -160,9 +168,9 @@ class Worker:
 
         As in Node, where a worker that listens to messages lives until it is disconnected.
         """
-        if self._emitter.has("message"):
+        if self._made_ears is not None and self._made_ears.emitter.has("message"):
             self.attend()
-            self._leaving.wait()
+            self._ears().leaving.wait()
 
     def flush(self) -> None:
         """Hand to the kernel what is queued for the parent, before the process ends."""
@@ -191,21 +199,28 @@ class Worker:
                     self._upstream = hearing.line(self, self._connection, self._settings)
         return self._upstream
 
+    def _ears(self) -> _Ears:
+        if self._made_ears is None:
+            with self._making:
+                if self._made_ears is None:
+                    self._made_ears = _Ears(self._subscribed)
+        return self._made_ears
+
     # -- the watcher's thread ----------------------------------------------------------------
 
     def lose_parent(self) -> None:
         """The parent has closed its end, or is gone."""
         # A root master's death does not come here: the leash is quicker.
-        if not self._leaving.is_set():
+        if not self._ears().leaving.is_set():
             self._program.end_at_once()
 
     def leave(self) -> None:
         """Asked to go: let the program's own handler do it, or drain. Once."""
-        if self._leaving.is_set():
+        if self._ears().leaving.is_set():
             return
-        self._leaving.set()
+        self._ears().leaving.set()
         own: Callable[[], None] | None = None
-        if self._emitter.has("disconnect"):
+        if self._ears().emitter.has("disconnect"):
             own = lambda: self.emit("disconnect")  # noqa: E731
         from mpcluster import drain
 
@@ -216,20 +231,22 @@ class Worker:
         watcher.current().call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
-        for _, event, args in self._kept.take(lambda _, event: self._emitter.has(event)):
+        for _, event, args in self._ears().kept.take(
+            lambda _, event: self._ears().emitter.has(event)
+        ):
             self._deliver(event, args)
 
     def emit(self, event: str, *args: object, weight: int = 0) -> None:
         """Call who listens to ``event``, or keep it for the first that will."""
-        if not self._emitter.has(event):
-            self._kept.keep(self.id, self, event, args, weight=weight)
+        if not self._ears().emitter.has(event):
+            self._ears().kept.keep(self.id, self, event, args, weight=weight)
             return
-        if self._kept:
+        if self._ears().kept:
             self._hand_over()
         self._deliver(event, args)
 
     def _deliver(self, event: str, args: tuple[object, ...]) -> None:
-        for callback in self._emitter.take(event):
+        for callback in self._ears().emitter.take(event):
             call(callback, *args)
 
 
