@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpcluster import watcher
+from mpcluster import perprocess, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Emitter, KeptEvents, call, report
 from mpcluster.forking import EndingError
@@ -272,21 +271,8 @@ class Family:
         return not self._untold and not self._promised
 
 
-# Made at the first use: most children never need one, and a fork should cost them little.
-_current: Family | None = None
-
-
 def current() -> Family:
     """Return the family of this process."""
-    global _current
-    if _current is None:
-        _current = Family()
-    return _current
-
-
-def _after_fork_in_child() -> None:
-    global _current
-    _current = None
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+    # Made at the first use: most children never need one, and a fork should cost them little.
+    found: Family | None = perprocess.mine().get(__name__)
+    return found or perprocess.mine().setdefault(__name__, Family())

@@ -10,7 +10,6 @@ is given where it is deserved: when the program itself has other threads.
 
 from __future__ import annotations
 
-import _signal  # pthread_sigmask without an enum for each of 64 signals
 import collections
 import itertools
 import operator
@@ -19,13 +18,14 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from mpcluster import descriptors, interpreter, watcher
 
 __all__ = ["EndingError", "fork"]
 
+_masked: Final[Callable[[int, Iterable[int]], set[int]]] = interpreter.bare_signal.pthread_sigmask
 _EVERY_SIGNAL: Final = tuple(map(int, signal.valid_signals()))
 
 _WARNS: Final = sys.version_info >= (3, 12)
@@ -54,7 +54,7 @@ def fork(keep: tuple[int, ...] = ()) -> int:
     # A signal to the child waits there until the interpreter has forgotten those of its
     # parent, and the handlers that are the master's alone are taken back: a SIGTERM that
     # came before would be forgotten with them, and who sent it would wait for ever.
-    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _EVERY_SIGNAL)
+    mask = _masked(signal.SIG_BLOCK, _EVERY_SIGNAL)
     held = interpreter.hold_logging()
     pid = -1
     try:
@@ -66,7 +66,7 @@ def fork(keep: tuple[int, ...] = ()) -> int:
             interpreter.let_go_of_logging(held)
         else:
             interpreter.leave_event_loop()
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        _masked(signal.SIG_SETMASK, mask)
 
 
 def _load() -> Callable[[], int]:

@@ -15,10 +15,16 @@ import sys
 from _thread import get_ident  # the threads' own: gevent's names greenlets
 from collections.abc import Callable
 from types import FrameType
+from typing import Final
 
 from mpcluster import interpreter, watcher
 
 __all__ = ["Program"]
+
+
+# As numbers, for each child installs a handler.
+_SIGURG: Final = int(signal.SIGURG)
+_DEFAULT: Final = int(signal.SIG_DFL)
 
 
 class Stage(enum.Enum):
@@ -84,12 +90,13 @@ class Program:
 
     def handle_sigurg(self) -> None:
         """Let SIGURG reach this program, unless it has a use for it."""
-        present = signal.getsignal(signal.SIGURG)
+        bare = interpreter.bare_signal
+        present = bare.getsignal(_SIGURG)
         inherited = isinstance(getattr(present, "__self__", None), Program)
-        if inherited or present in (signal.SIG_DFL, None):
+        if inherited or present in (_DEFAULT, None):
             # Not with `siginterrupt(SIGURG, False)`: the kernel would go on with a wait for
             # a lock as if nothing had come, and the main thread never run the handler.
-            signal.signal(signal.SIGURG, self._on_sigurg)
+            bare.signal(_SIGURG, self._on_sigurg)
 
     def _on_sigurg(self, _signum: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:

@@ -18,11 +18,10 @@ import socket
 import struct
 import sys
 import threading
-import weakref
 from multiprocessing import popen_fork
 from typing import Any, Final, Protocol
 
-from mpcluster import descriptors, forking, interpreter, leash
+from mpcluster import descriptors, forking, interpreter, leash, watcher
 
 __all__ = ["UNKNOWN_EXITCODE", "Popen"]
 
@@ -54,7 +53,7 @@ class Popen(popen_fork.Popen):
     method = "fork"
     sentinel: int
     connection: int
-    finalizer: Any  # a weakref.finalize, which is called as the base class's Finalize is
+    finalizer: Any  # called, as the base class's Finalize is
 
     def _launch(self, process_obj: Child) -> None:
         self._owner = os.getpid()
@@ -70,7 +69,8 @@ class Popen(popen_fork.Popen):
             descriptors.own(theirs)
         try:
             parent_sentinel = _own_pidfd()
-            threaded = threading.active_count() > 1
+            # The watcher counts when it is in the middle of a call; the child can tell.
+            threaded = threading.active_count() > 1 + watcher.current().is_running()
             keep = (theirs, parent_sentinel, leash.hold())
             pid = forking.fork(keep)
             if pid == 0:
@@ -93,9 +93,7 @@ class Popen(popen_fork.Popen):
             os.waitpid(pid, 0)
             descriptors.close(ours)
             raise
-        # Not `util.Finalize`: that is kept, and run, at the end of every process.
-        self.finalizer = weakref.finalize(self, _close_sentinel, os.getpid(), self.sentinel)
-        self.finalizer.atexit = False
+        self.finalizer = _Sentinel(self._owner, self.sentinel)
         self._watched = self._close_wanted = False  # guarded by `_reaping`, too
 
     @staticmethod
@@ -107,7 +105,7 @@ class Popen(popen_fork.Popen):
             interpreter.become_main_thread()
             interpreter.forget_imports_of_other_threads()
             interpreter.let_go_of_stdin()
-            if threaded:
+            if threaded or watcher.was_calling():
                 interpreter.renew_std_streams()
             process_obj._inherit(connection)  # noqa: SLF001
             code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
@@ -197,9 +195,27 @@ class Popen(popen_fork.Popen):
     _send_signal = send_signal  # as the base class calls it
 
 
-def _close_sentinel(owner: int, sentinel: int) -> None:
-    if os.getpid() == owner:  # in a child it is closed long since
-        descriptors.close(sentinel)
+class _Sentinel:
+    """Closes the sentinel, once: when it is called, or with the last reference to it.
+
+    Not ``util.Finalize``: that is kept, and run, at the end of every process. Not
+    ``weakref.finalize``: it costs a start as much as the pidfd itself.
+    """
+
+    __slots__ = ("_number", "_owner")
+
+    def __init__(self, owner: int, number: int) -> None:
+        self._owner = owner
+        self._number = number
+
+    def __call__(self) -> None:
+        number, self._number = self._number, -1
+        if number >= 0 and os.getpid() == self._owner:  # in a child it is closed long since
+            descriptors.close(number)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():  # else the kernel closes it
+            self()
 
 
 def _open_sentinel(pid: int) -> int:

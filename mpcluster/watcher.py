@@ -29,10 +29,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from mpcluster import descriptors
+from mpcluster import descriptors, perprocess
 from mpcluster.events import report
 
-__all__ = ["LINGER", "THREAD_NAME", "Timer", "Watcher", "current"]
+__all__ = ["LINGER", "THREAD_NAME", "Timer", "Watcher", "current", "was_calling"]
 
 #: Seconds that the thread stays when it has nothing to watch: long enough that a program
 #: that starts and joins one process after another does not start a thread for each.
@@ -96,6 +96,7 @@ class Watcher:
         # finds it taken goes on: its holder sees to a thread that sees everything. (It may
         # be held by the very thread, beneath a signal handler.)
         self._life = threading.Lock()
+        self._calls_under_way = 0  # changed by the thread alone; a fork keeps what it was
         self._thread: threading.Thread | None = None
         self._thread_ident: int | None = None
 
@@ -246,35 +247,29 @@ class Watcher:
             pass
 
     def _call(self, call: Callable[..., object], *args: object) -> None:
+        self._calls_under_way += 1
         try:
             call(*args)
         except BaseException as error:  # noqa: BLE001
             report("in the watcher", error, call)
-
-
-# This process's watcher, by its pid: `setdefault` is atomic, so that a signal handler that
-# comes while one is being made makes the one that counts.
-_current: dict[int, Watcher] = {}
-# The watchers of the processes before this one. Their epoll objects are never finalized,
-# for that would close numbers which mean something else in this process.
-_inherited: list[Watcher] = []
+        finally:
+            self._calls_under_way -= 1
 
 
 def current() -> Watcher:
     """Return this process's watcher, making it at the first call."""
-    pid = os.getpid()
-    found = _current.get(pid)
-    if found is None:
-        made = Watcher()
-        found = _current.setdefault(pid, made)
-        if found is not made:
-            made.discard()
+    found: Watcher | None = perprocess.mine().get(__name__)
+    if found is not None:
+        return found
+    # A signal handler that comes while one is being made makes the one that counts.
+    made = Watcher()
+    found = perprocess.mine().setdefault(__name__, made)
+    if found is not made:
+        made.discard()
     return found
 
 
-def _after_fork_in_child() -> None:
-    _inherited.extend(_current.values())
-    _current.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def was_calling() -> bool:
+    """In a child: did the fork catch its parent's watcher in the middle of a call?"""
+    parents: Watcher | None = perprocess.before().get(__name__)
+    return parents is not None and parents._calls_under_way > 0  # noqa: SLF001

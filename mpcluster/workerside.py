@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar, overload
 
-from mpcluster import watcher
+from mpcluster import perprocess, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Callback, Emitter, KeptEvents, call
 from mpcluster.greeting import ONLINE
@@ -250,24 +250,13 @@ class Worker:
             call(callback, *args)
 
 
-_current: Worker | None = None
-
-
 def current() -> Worker | None:
     """Return this process as a worker, or ``None`` in a master."""
-    return _current
+    return perprocess.mine().get(__name__)
 
 
 def enter(number: int, connection: int, settings: Settings) -> Worker:
     """In a new child, first of all: this process is worker ``number`` of its parent."""
-    global _current
-    _current = Worker(number, connection, settings)
-    return _current
-
-
-def _after_fork_in_child() -> None:
-    global _current
-    _current = None
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+    myself = Worker(number, connection, settings)
+    perprocess.mine()[__name__] = myself
+    return myself

@@ -720,7 +720,7 @@ def test_a_backlog_told_while_the_watcher_flushes_is_not_forgotten(
         diary = Diary().follow(one)
         one.start()
         assert one._life is not None
-        channel = one._life.channel
+        channel = one._life.downstream().channel
         flush = channel.flush
         once = iter([True])
         sent = threading.Event()
