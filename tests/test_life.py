@@ -1,0 +1,213 @@
+"""A worker's life as its parent takes it in: who is woken for it, and what comes late."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from mpcluster import ClusterProcess, WorkerState, watcher
+from mpcluster.family import Family
+from mpcluster.watcher import Watcher
+from mpcluster.workerside import Worker
+from tests.happenings import PATIENCE, Diary, Gate, relatives_fixture, settle
+
+__all__ = ["relatives_fixture"]
+
+pytestmark = pytest.mark.usefixtures("relatives")
+
+
+def nothing() -> None:
+    """What most of these workers do."""
+
+
+def test_a_start_that_nobody_listens_to_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Callable[[], object]] = []
+    monkeypatch.setattr(Watcher, "call_soon", lambda _self, call: calls.append(call))
+    one = ClusterProcess(target=nothing)
+    one.start()
+    one.join()
+    one.close()
+    assert calls == []
+
+
+def test_one_that_only_runs_and_ends_needs_no_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ClusterProcess(target=nothing)
+    diary = Diary()
+    for event in ("online", "disconnect", "death"):
+        one.on(event, diary.writer(event))
+    one.start()
+    life = one._life
+    assert life is not None
+    monkeypatch.setattr(life, "downstream", lambda: pytest.fail("a channel was made"))
+    diary.until("death")
+    assert diary.events == ["online", "disconnect", "death"]
+    assert not one.is_connected
+    one.join()
+
+
+def test_who_subscribes_to_fork_when_nothing_else_has_come_is_told_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Worker, "begin", lambda _self: None)  # it does not say that it runs
+    with Gate() as gate:
+        one = ClusterProcess(target=gate.wait)
+        one.start()
+        diary = Diary()
+        one.on("fork", diary.writer("fork"))
+        diary.until("fork")
+        assert one.state is WorkerState.STARTING
+        one.on("fork", diary.writer("fork"))
+        settle()
+        assert diary.events == ["fork"]
+        gate.open()
+        one.join(PATIENCE)
+        assert one.exitcode == 0
+
+
+def test_who_subscribes_to_fork_of_all_is_told_of_those_that_live(
+    relatives: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "begin", lambda _self: None)
+    with Gate() as gate:
+        workers = [ClusterProcess(target=gate.wait) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        diary = Diary()
+        relatives.emitter.add("fork", diary.writer("fork"))
+        diary.until("fork", workers[0])
+        diary.until("fork", workers[1])
+        gate.open(2)
+        for worker in workers:
+            worker.join(PATIENCE)
+        relatives.emitter.clear()
+
+
+def test_what_was_sent_before_it_is_watched_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may find a worker in `workers` and send before its start is through."""
+    received, answer = os.pipe()
+
+    def target() -> None:
+        worker = __import__("mpcluster").worker
+        worker.on("message", lambda message: os.write(answer, b"%d" % len(message)))
+        signal.pause()
+
+    one = ClusterProcess(target=target)
+    life_class = __import__("mpcluster.life", fromlist=["Life"]).Life
+    begin = life_class.begin
+
+    def send_first(life: object) -> None:
+        one.send(b"x" * (4 << 20))  # more than the kernel takes at once, of a child that may sleep
+        begin(life)
+
+    monkeypatch.setattr(life_class, "begin", send_first)
+    one.start()
+    try:
+        assert os.read(received, 100) == b"%d" % (4 << 20)
+    finally:
+        one.kill()
+        one.join()
+        os.close(received)
+        os.close(answer)
+
+
+def test_to_close_one_whose_death_is_told_waits_for_nothing(
+    relatives: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = ClusterProcess(target=nothing)
+    diary = Diary().follow(one)
+    one.start()
+    diary.until("death")
+    settle()
+    monkeypatch.setattr(relatives, "wait_told", lambda *_: pytest.fail("it waited"))
+    one.close()
+    monkeypatch.undo()
+
+
+def test_one_that_cannot_be_watched_is_killed_and_its_death_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system's limit on what epolls wait for (`max_user_watches`) is reached."""
+    with Gate() as gate:
+        one = ClusterProcess(target=gate.wait)
+        diary = Diary()
+        for event in ("disconnect", "death"):
+            one.on(event, diary.writer(event))
+        add = Watcher.add
+
+        def no_room(
+            self: Watcher, fd: int, callback: Callable[[int], object], events: int = 1
+        ) -> None:
+            assert one._popen is not None
+            if fd == one._popen.sentinel:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            add(self, fd, callback, events)
+
+        monkeypatch.setattr(Watcher, "add", no_room)
+        with pytest.raises(OSError, match="No space left"):
+            one.start()
+        diary.until("death")
+        assert diary.events == ["disconnect", "death"]
+        assert one.exitcode == -signal.SIGKILL
+        assert one.state is WorkerState.DEAD
+
+
+def test_a_callback_that_closes_the_worker_while_its_start_goes_on_waits_for_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both descriptors are registered, or neither is: none is closed in between."""
+    registered = Diary()
+    one = ClusterProcess(target=nothing)
+
+    def close() -> None:
+        one.join()
+        one.close()
+        registered.write("closed")
+
+    add = Watcher.add
+
+    def add_slowly(
+        self: Watcher, fd: int, callback: Callable[[int], object], events: int = 1
+    ) -> None:
+        add(self, fd, callback, events)
+        assert one._popen is not None
+        if fd != one._popen.sentinel:
+            # The watcher has seen that it runs, and wants to go on to its end.
+            one._popen.wait()
+        else:
+            registered.write("watched")
+
+    monkeypatch.setattr(Watcher, "add", add_slowly)
+    one.on("disconnect", close)
+    one.start()
+    registered.until("closed")
+    assert registered.events == ["watched", "closed"]
+
+
+def test_a_fork_during_a_callback_is_known_to_the_child() -> None:
+    """What the watcher was printing at that moment has locks that did not come along."""
+    read_end, write_end = os.pipe()
+
+    def tell() -> None:
+        os.write(write_end, b"1" if watcher.was_calling() else b"0")
+
+    with Gate() as gate:
+        entered = Diary()
+
+        def callback() -> None:
+            entered.write("in")
+            gate.wait()
+
+        watcher.current().call_soon(callback)
+        entered.until("in")
+        beside = ClusterProcess(target=tell)
+        beside.start()
+        assert os.read(read_end, 1) == b"1"
+        gate.open()
+        settle()
+        beside.join()
+    os.close(read_end)
+    os.close(write_end)
