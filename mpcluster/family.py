@@ -180,7 +180,7 @@ class Family:
         """Keep nothing for a worker object that was closed. Any thread."""
         if worker.id is not None and len(self._kept):
             key = worker.id
-            watcher.current().call_soon(lambda: self._kept.forget(key))
+            watcher.current().call_idly(lambda: self._kept.forget(key))
 
     # -- the end of the master ---------------------------------------------------------------
 

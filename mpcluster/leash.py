@@ -50,7 +50,7 @@ def wear() -> None:
         own_end = os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_NONBLOCK)
         descriptors.own(own_end)
         fcntl.fcntl(own_end, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(own_end, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(own_end, fcntl.F_SETSIG, int(signal.SIGKILL))
         fcntl.fcntl(own_end, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     except OSError as error:
         logger().warning("this worker may outlive its master: /proc is needed (%s)", error)

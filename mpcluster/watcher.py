@@ -148,6 +148,10 @@ class Watcher:
         self._calls.append(call)
         self._wake()
 
+    def call_idly(self, call: Callable[[], object]) -> None:
+        """Call ``call()`` in the thread when that is next awake; nobody is woken for it."""
+        self._calls.append(call)
+
     def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
         """Call ``call()`` in the thread in ``seconds`` from now."""
         timer = Timer(time.monotonic() + seconds, call)

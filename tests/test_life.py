@@ -26,11 +26,12 @@ def nothing() -> None:
 
 def test_a_start_that_nobody_listens_to_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Callable[[], object]] = []
-    monkeypatch.setattr(Watcher, "call_soon", lambda _self, call: calls.append(call))
     one = ClusterProcess(target=nothing)
-    one.start()
-    one.join()
-    one.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Watcher, "call_soon", lambda _self, call: calls.append(call))
+        one.start()
+        one.join()
+        one.close()
     assert calls == []
 
 

@@ -157,6 +157,21 @@ def test_calls_come_in_their_order_and_one_at_a_time(the_watcher: Watcher) -> No
     assert diary.events == list(range(500))
 
 
+def test_an_idle_call_wakes_nobody_and_comes_when_the_thread_is_awake(
+    the_watcher: Watcher,
+) -> None:
+    passed = threading.Event()
+    the_watcher.call_soon(passed.set)
+    assert passed.wait(PATIENCE)
+    order: list[str] = []
+    the_watcher.call_idly(lambda: order.append("idly"))
+    assert select.select([the_watcher._wake_fd], [], [], 0)[0] == []
+    done = threading.Event()
+    the_watcher.call_soon(done.set)
+    assert done.wait(PATIENCE)
+    assert order == ["idly"]
+
+
 def test_a_call_from_within_comes_after_what_is_under_way(the_watcher: Watcher) -> None:
     diary = Diary()
 
