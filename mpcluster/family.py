@@ -120,7 +120,7 @@ class Family:
         try:
             for worker in list(self.workers.values()):
                 if key is None or worker.id == key:
-                    worker.tell_of_fork()
+                    worker.attend()
             self._hand_over(key)
         finally:
             with self._told:

@@ -67,6 +67,7 @@ class Life:
         self._timers: list[watcher.Timer] = []
         self._fd = popen.connection  # this side's end of the channel; -1 when it is closed
         self._downstream: Downstream | None = None
+        self._listening = False  # is `_fd` watched?
         # Guards the one making of `_downstream` out of `_fd`, the closing of either, and the
         # first registration of both descriptors: a death cannot be taken in between. Taken by
         # the thread that starts, by those that send (a signal handler may, too), and by the
@@ -85,12 +86,15 @@ class Life:
     @property
     def is_connected(self) -> bool:
         """Is the channel open, as far as this side has noticed?"""
+        self.listen()
         return self._fd >= 0
 
     def begin(self) -> None:
         """Watch it from now on. The last step of its start: `fork` is told next.
 
         Nobody is woken for it: `fork` is told when somebody hears it, or with the next event.
+        And where nobody hears anything of it, its channel is not watched either, until
+        somebody does or the worker has more to say than that it runs: that waits there.
 
         Raises:
             OSError: The system has no room to watch it.
@@ -98,13 +102,35 @@ class Life:
         the_watcher, process = watcher.current(), self._process
         self._popen.watch()
         with self._making:
+            the_watcher.when_woken(self._fd, self.listen)
+            if process.is_forked or self._downstream is not None:
+                self.listen()
+            the_watcher.add(self._popen.sentinel, self._on_end)
+        # From here on a new subscriber finds it watched.
+        if any(self._family.hears(process, event) for event in family.WORKER_EVENTS):
+            self.listen()
+        if self._family.hears(process, "fork"):
+            the_watcher.call_soon(self.tell_of_fork)
+
+    def listen(self) -> None:
+        """Watch its channel from now on. Idempotent, from any thread."""
+        with self._making:
+            if self._listening or self._fd < 0:
+                return
+            self._listening = True
             # Something may have been queued before anybody would have written it.
             talks = self._downstream is not None
             events = watcher.READABLE | watcher.WRITABLE if talks else watcher.READABLE
-            the_watcher.add(self._fd, self._on_ready, events)
-            the_watcher.add(self._popen.sentinel, self._on_end)
-        if self._family.hears(process, "fork"):
-            the_watcher.call_soon(self.tell_of_fork)
+            watcher.current().add(self._fd, self._on_ready, events)
+
+    def look(self) -> WorkerState:
+        """Where it stands, with what it has said and nobody has heard yet."""
+        with self._making:
+            if self._listening or self._fd < 0 or self.state is not WorkerState.STARTING:
+                return self.state
+            runs = _peek(self._fd, len(ONLINE)) == ONLINE
+        self.listen()
+        return WorkerState.ONLINE if runs else self.state
 
     def abandon(self) -> None:
         """It cannot be watched and was killed: go through its end all the same."""
@@ -128,6 +154,7 @@ class Life:
                 if self._fd < 0:
                     raise ChannelClosedError(errno.EPIPE, f"the channel to {label} is closed")
                 self._downstream = Downstream(self, self._process, self._fd, label, self._settings)
+                self.listen()
             return self._downstream
 
     def ask_to_leave(self, timeout: float | None) -> None:
@@ -224,7 +251,7 @@ class Life:
         if self.is_over():
             return
         self.tell_of_fork()
-        while self.is_connected and self._take_in():
+        while self._fd >= 0 and self._take_in():
             pass
         self.lose_channel()
         if self.is_over():
@@ -272,7 +299,7 @@ class Life:
 
     def reply(self, message: messages.Reply) -> None:
         """Answer a request of this worker; one that is gone needs none."""
-        if self.is_connected:
+        if self._fd >= 0:
             self.downstream().order(message)
 
     def emit(self, event: str, *args: object, weight: int = 0) -> None:

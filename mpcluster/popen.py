@@ -71,7 +71,7 @@ class Popen(popen_fork.Popen):
             parent_sentinel = _own_pidfd()
             # The watcher counts when it is in the middle of a call; the child can tell.
             threaded = threading.active_count() > 1 + watcher.current().is_running()
-            keep = (theirs, parent_sentinel, leash.hold())
+            keep = (theirs, parent_sentinel, leash.hold(), watcher.current().bell)
             pid = forking.fork(keep)
             if pid == 0:
                 self._run_child(process_obj, theirs, parent_sentinel, threaded=threaded)

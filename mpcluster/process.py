@@ -96,7 +96,7 @@ class ClusterProcess(context.ForkProcess):
     @property
     def state(self) -> WorkerState:
         """Where it stands in its life, as far as this process has been told."""
-        return WorkerState.NEW if self._life is None else self._life.state
+        return WorkerState.NEW if self._life is None else self._life.look()
 
     @property
     def is_connected(self) -> bool:
@@ -259,10 +259,11 @@ class ClusterProcess(context.ForkProcess):
         if self._life is not None:
             self._life.reply(message)
 
-    def tell_of_fork(self) -> None:
-        """Tell that it was started, if that was not yet told. In the watcher's thread."""
+    def attend(self) -> None:
+        """Somebody listens: tell all there is of it from now on. In the watcher's thread."""
         if self._life is not None:
             self._life.tell_of_fork()
+            self._life.listen()
 
     def _own_life(self, verb: str) -> Life:
         self._check_closed()

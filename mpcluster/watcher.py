@@ -32,7 +32,7 @@ from typing import Final
 from mpcluster import descriptors, perprocess
 from mpcluster.events import report
 
-__all__ = ["LINGER", "THREAD_NAME", "Timer", "Watcher", "current", "was_calling"]
+__all__ = ["LINGER", "THREAD_NAME", "Timer", "Watcher", "current", "parents_bell", "was_calling"]
 
 #: Seconds that the thread stays when it has nothing to watch: long enough that a program
 #: that starts and joins one process after another does not start a thread for each.
@@ -88,6 +88,9 @@ class Watcher:
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._callbacks: dict[int, Callable[[int], object]] = {}
         self._calls: deque[Callable[[], object]] = deque()
+        # What to call once if anybody wakes the thread, by descriptor. Any thread puts in and
+        # takes out, one entry in one step.
+        self._when_woken: dict[int, Callable[[], object]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_numbers = itertools.count()
         # Guards the one decision that two threads could take differently: is there a
@@ -133,11 +136,12 @@ class Watcher:
                 pass  # removed, or closed, by another thread in the meantime
 
     def remove(self, fd: int) -> None:
-        """Watch ``fd`` no more; harmless when it is not watched.
+        """Watch ``fd`` no more, nor wait to be woken for it; harmless when it is not watched.
 
         To be called before the descriptor is closed: an epoll registration belongs to the
         open file description and outlives the number.
         """
+        self._when_woken.pop(fd, None)
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
             if not self.in_thread():
@@ -151,6 +155,19 @@ class Watcher:
     def call_idly(self, call: Callable[[], object]) -> None:
         """Call ``call()`` in the thread when that is next awake; nobody is woken for it."""
         self._calls.append(call)
+
+    def when_woken(self, fd: int, call: Callable[[], object]) -> None:
+        """Call ``call()`` in the thread when somebody wakes it (not: what it watches).
+
+        That may be a child, by :attr:`bell`: so the owner of ``fd`` need not watch it for as
+        long as nobody has a word to say on it. Once, unless ``fd`` is removed before.
+        """
+        self._when_woken[fd] = call
+
+    @property
+    def bell(self) -> int:
+        """An eventfd: who writes to it, in a child maybe, wakes the thread."""
+        return self._wake_fd
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
         """Call ``call()`` in the thread in ``seconds`` from now."""
@@ -230,6 +247,10 @@ class Watcher:
         for fd, events in ready:
             if fd == self._wake_fd:
                 self._drain_wake()
+                for quiet in tuple(self._when_woken):
+                    call = self._when_woken.pop(quiet, None)
+                    if call is not None:  # else: removed by one before it
+                        self._call(call)
                 continue
             callback = self._callbacks.get(fd)
             if callback is not None:  # else: removed by a callback of this very round
@@ -239,9 +260,9 @@ class Watcher:
             self._call(self._calls.popleft())
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            call = heapq.heappop(self._timers)[2].take()
-            if call is not None:
-                self._call(call)
+            due = heapq.heappop(self._timers)[2].take()
+            if due is not None:
+                self._call(due)
         return bool(ready)
 
     def _drain_wake(self) -> None:
@@ -271,6 +292,12 @@ def current() -> Watcher:
     if found is not made:
         made.discard()
     return found
+
+
+def parents_bell() -> int:
+    """In a worker: its parent's :attr:`Watcher.bell`, which the fork has kept for it."""
+    parents: Watcher = perprocess.before()[__name__]
+    return parents.bell
 
 
 def was_calling() -> bool:

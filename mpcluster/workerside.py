@@ -53,11 +53,12 @@ class Worker:
     def __init__(self, number: int, connection: int, settings: Settings) -> None:
         self.id = number
         self._connection = connection
+        self._bell = watcher.parents_bell()
         self._settings = settings
         self._upstream: Upstream | None = None
         # Guards the one making of `_upstream` and `_made_ears`, by whoever is the first to
-        # send, subscribe or ask. Nothing is called under it. Re-entrant, for a signal handler
-        # may send.
+        # send, subscribe or ask. Nothing of a user's is called under it. Re-entrant, for a
+        # signal handler may send.
         self._making = threading.RLock()
         self._program = Program(self.flush, self.attend, settings.kill_timeout)
         self._made_ears: _Ears | None = None
@@ -197,6 +198,8 @@ class Worker:
             with self._making:
                 if self._upstream is None:
                     self._upstream = hearing.line(self, self._connection, self._settings)
+                    # The parent may not watch its end yet: nobody there has cared so far.
+                    os.eventfd_write(self._bell, 1)
         return self._upstream
 
     def _ears(self) -> _Ears:
