@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
+import mpcluster
 from mpcluster import ClusterProcess, WorkerState, watcher
 from mpcluster.family import Family
+from mpcluster.life import Life
 from mpcluster.watcher import Watcher
 from mpcluster.workerside import Worker
 from tests.happenings import PATIENCE, Diary, Gate, relatives_fixture, settle
@@ -33,6 +35,70 @@ def test_a_start_that_nobody_listens_to_wakes_nobody(monkeypatch: pytest.MonkeyP
         one.join()
         one.close()
     assert calls == []
+
+
+def test_one_that_nobody_listens_to_occupies_the_watcher_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[object] = []
+    call = Watcher._call
+
+    def counted(self: Watcher, function: Callable[..., object], *args: object) -> None:
+        calls.append(function)
+        call(self, function, *args)
+
+    one = ClusterProcess(target=nothing)
+    settle()
+    monkeypatch.setattr(Watcher, "_call", counted)
+    one.start()
+    one.join()
+    one.close()
+    monkeypatch.undo()
+    settle()
+    about_it = [getattr(function, "__name__", "") for function in calls]
+    assert [name for name in about_it if name != "<lambda>"] == ["_on_end"]
+
+
+def test_one_that_nobody_listens_to_is_read_when_it_speaks() -> None:
+    """Else it would wait for ever: the kernel has no room for so much."""
+
+    def target() -> None:
+        for _ in range(20):
+            mpcluster.send(b"x" * 100_000)
+
+    one = ClusterProcess(target=target)
+    one.start()
+    one.join(PATIENCE)
+    assert one.exitcode == 0
+    diary = Diary()
+    one.on("message", diary.writer("message"))
+    diary.until_count(20)
+
+
+def test_one_that_nobody_listened_to_is_online_for_who_asks_and_who_subscribes() -> None:
+    runs, say = os.pipe()
+
+    def target() -> None:
+        os.write(say, b".")
+        gate.wait()
+
+    with Gate() as gate:
+        for ask in (True, False):
+            one = ClusterProcess(target=target)
+            one.start()
+            assert os.read(runs, 1) == b"."
+            if ask:
+                assert one.state is WorkerState.ONLINE
+                assert one.is_connected
+            diary = Diary()
+            one.on("online", diary.writer("online"))
+            diary.until("online")
+            assert one.state is WorkerState.ONLINE
+            gate.open()
+            one.join(PATIENCE)
+            assert one.exitcode == 0
+    os.close(runs)
+    os.close(say)
 
 
 def test_one_that_only_runs_and_ends_needs_no_channel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,19 +158,19 @@ def test_what_was_sent_before_it_is_watched_is_written(monkeypatch: pytest.Monke
     received, answer = os.pipe()
 
     def target() -> None:
-        worker = __import__("mpcluster").worker
+        worker = mpcluster.worker
+        assert worker is not None
         worker.on("message", lambda message: os.write(answer, b"%d" % len(message)))
         signal.pause()
 
     one = ClusterProcess(target=target)
-    life_class = __import__("mpcluster.life", fromlist=["Life"]).Life
-    begin = life_class.begin
+    begin = Life.begin
 
-    def send_first(life: object) -> None:
+    def send_first(life: Life) -> None:
         one.send(b"x" * (4 << 20))  # more than the kernel takes at once, of a child that may sleep
         begin(life)
 
-    monkeypatch.setattr(life_class, "begin", send_first)
+    monkeypatch.setattr(Life, "begin", send_first)
     one.start()
     try:
         assert os.read(received, 100) == b"%d" % (4 << 20)
