@@ -37,6 +37,9 @@ __all__ = ["Life"]
 #: Seconds after which a worker is told a second time that it shall leave; then twice that.
 FIRST_KNOCK: Final = 0.1
 
+#: The events by which a worker is heard before its end.
+_SAID: Final = ("online", "listening", "message", "disconnect")
+
 #: Seconds that `close()` waits for the watcher when that is in a callback.
 CLOSE_PATIENCE: Final = 1.0
 
@@ -62,6 +65,7 @@ class Life:
         self._popen = popen
         self._settings = settings
         self._family = relatives
+        self._owner = os.getpid()
         self._fork_told = False
         self._told_to_end = False  # and the watcher holds the process no longer
         self._timers: list[watcher.Timer] = []
@@ -86,15 +90,19 @@ class Life:
     @property
     def is_connected(self) -> bool:
         """Is the channel open, as far as this side has noticed?"""
-        self.listen()
+        if not self._listening:
+            self.listen()
         return self._fd >= 0
 
-    def begin(self) -> None:
+    def begin(self, rings: int) -> None:
         """Watch it from now on. The last step of its start: `fork` is told next.
 
         Nobody is woken for it: `fork` is told when somebody hears it, or with the next event.
         And where nobody hears anything of it, its channel is not watched either, until
         somebody does or the worker has more to say than that it runs: that waits there.
+
+        Args:
+            rings: The watcher's count from before the fork.
 
         Raises:
             OSError: The system has no room to watch it.
@@ -103,17 +111,20 @@ class Life:
         self._popen.watch()
         with self._making:
             the_watcher.when_woken(self._fd, self.listen)
-            if process.is_forked or self._downstream is not None:
+            # It may have rung already, and nobody have known yet whose bell that was.
+            if process.is_forked or self._downstream is not None or the_watcher.rings != rings:
                 self.listen()
             the_watcher.add(self._popen.sentinel, self._on_end)
         # From here on a new subscriber finds it watched.
-        if any(self._family.hears(process, event) for event in family.WORKER_EVENTS):
+        if any(self._family.hears(process, event) for event in _SAID):
             self.listen()
         if self._family.hears(process, "fork"):
             the_watcher.call_soon(self.tell_of_fork)
 
     def listen(self) -> None:
-        """Watch its channel from now on. Idempotent, from any thread."""
+        """Watch its channel from now on. Idempotent, from any thread of its parent."""
+        if os.getpid() != self._owner:
+            return
         with self._making:
             if self._listening or self._fd < 0:
                 return
@@ -125,8 +136,10 @@ class Life:
 
     def look(self) -> WorkerState:
         """Where it stands, with what it has said and nobody has heard yet."""
+        if self._listening or self.state is not WorkerState.STARTING or os.getpid() != self._owner:
+            return self.state
         with self._making:
-            if self._listening or self._fd < 0 or self.state is not WorkerState.STARTING:
+            if self._fd < 0:
                 return self.state
             runs = _peek(self._fd, len(ONLINE)) == ONLINE
         self.listen()

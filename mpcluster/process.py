@@ -145,7 +145,7 @@ class ClusterProcess(context.ForkProcess):
             self._id = next(self._family.ids)
         if self._share_ports:
             family.load_upward()
-        watcher.current()  # fails now or never
+        rings = watcher.current().rings  # a watcher that cannot be had fails now or never
         with self._family.forking() if self.is_forked else contextlib.nullcontext():
             super().start()
             assert self._popen is not None
@@ -160,7 +160,7 @@ class ClusterProcess(context.ForkProcess):
                 raise
             self._family.workers[self._id] = self
         try:
-            self._life.begin()
+            self._life.begin(rings)
         except OSError:
             self._popen.kill()
             self._popen.wait()

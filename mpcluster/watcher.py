@@ -91,6 +91,8 @@ class Watcher:
         # What to call once if anybody wakes the thread, by descriptor. Any thread puts in and
         # takes out, one entry in one step.
         self._when_woken: dict[int, Callable[[], object]] = {}
+        #: How often the thread was woken.
+        self.rings = 0
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_numbers = itertools.count()
         # Guards the one decision that two threads could take differently: is there a
@@ -160,7 +162,8 @@ class Watcher:
         """Call ``call()`` in the thread when somebody wakes it (not: what it watches).
 
         That may be a child, by :attr:`bell`: so the owner of ``fd`` need not watch it for as
-        long as nobody has a word to say on it. Once, unless ``fd`` is removed before.
+        long as nobody has a word to say on it. Once, unless ``fd`` is removed before. Was it
+        woken before this call, :attr:`rings` has grown.
         """
         self._when_woken[fd] = call
 
@@ -247,6 +250,7 @@ class Watcher:
         for fd, events in ready:
             if fd == self._wake_fd:
                 self._drain_wake()
+                self.rings += 1  # before the look
                 for quiet in tuple(self._when_woken):
                     call = self._when_woken.pop(quiet, None)
                     if call is not None:  # else: removed by one before it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -73,6 +74,59 @@ def test_one_that_nobody_listens_to_is_read_when_it_speaks() -> None:
     diary = Diary()
     one.on("message", diary.writer("message"))
     diary.until_count(20)
+
+
+def test_one_that_speaks_before_its_start_is_through_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It rings, the watcher looks, and only then is known whose bell that was."""
+
+    def target() -> None:
+        mpcluster.send(b"x" * 4_000_000)
+
+    begin = Life.begin
+    the_watcher = watcher.current()
+
+    def begin_late(life: Life, rings: int) -> None:
+        while the_watcher.rings == rings:
+            settle_by_polling(the_watcher)
+        begin(life, rings)
+
+    monkeypatch.setattr(Life, "begin", begin_late)
+    one = ClusterProcess(target=target)
+    one.start()
+    one.join(PATIENCE)
+    assert one.exitcode == 0
+
+
+def settle_by_polling(the_watcher: Watcher) -> None:
+    """Wait for the thread's next round, without waking it by the bell."""
+    read_end, write_end = os.pipe()
+    passed = threading.Event()
+    try:
+        os.write(write_end, b".")
+        the_watcher.add(read_end, lambda _events: (the_watcher.remove(read_end), passed.set()))
+        assert passed.wait(PATIENCE)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_in_a_forked_child_nobody_looks_after_the_parents_workers() -> None:
+    with Gate() as gate:
+        one = ClusterProcess(target=gate.wait)
+        one.start()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                one.is_connected, one.state  # noqa: B018
+                code = watcher.current().is_running()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        gate.open()
+        one.join(PATIENCE)
 
 
 def test_one_that_nobody_listened_to_is_online_for_who_asks_and_who_subscribes() -> None:
@@ -166,9 +220,9 @@ def test_what_was_sent_before_it_is_watched_is_written(monkeypatch: pytest.Monke
     one = ClusterProcess(target=target)
     begin = Life.begin
 
-    def send_first(life: Life) -> None:
+    def send_first(life: Life, rings: int) -> None:
         one.send(b"x" * (4 << 20))  # more than the kernel takes at once, of a child that may sleep
-        begin(life)
+        begin(life, rings)
 
     monkeypatch.setattr(Life, "begin", send_first)
     one.start()
