@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar, overload
 
-from mpcluster import perprocess, watcher
+from mpcluster import descriptors, perprocess, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Callback, Emitter, KeptEvents, call
 from mpcluster.greeting import ONLINE
@@ -200,6 +200,7 @@ class Worker:
                     self._upstream = hearing.line(self, self._connection, self._settings)
                     # The parent may not watch its end yet: nobody there has cared so far.
                     os.eventfd_write(self._bell, 1)
+                    descriptors.close(self._bell)
         return self._upstream
 
     def _ears(self) -> _Ears:

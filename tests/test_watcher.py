@@ -196,6 +196,8 @@ def test_what_the_watcher_watches_wakes_nobody_else(
     os.write(write_end, b"x")
     diary.until_count(2)
     assert ("woken",) not in diary.lines
+    the_watcher.remove(read_end)
+    the_watcher.remove(1000)
 
 
 def test_a_child_that_was_let_have_the_bell_wakes_by_it(
