@@ -43,7 +43,7 @@ def wear() -> None:
     Its own children will be on the same leash. A child that is no worker (of a plain
     ``os.fork``) is a root of its own; its copy of the pipe was closed by `descriptors`.
     """
-    read_end = perprocess.mine()[__name__] = perprocess.before()[__name__]
+    read_end = perprocess.mine().setdefault(__name__, perprocess.before().get(__name__))
     try:
         # Never closed: the registration goes with the description. The child has one thread
         # as yet, so nobody forks in between.
