@@ -9,6 +9,7 @@ from __future__ import annotations
 # The calls of `signal` without an enum made of each number: pthread_sigmask alone makes 64,
 # which lie all over the memory that a child shares.
 import _signal as bare_signal  # type: ignore[import-not-found]
+import _thread
 import atexit
 import importlib
 import io
@@ -26,6 +27,7 @@ __all__ = [
     "at_the_very_end",
     "bare_signal",
     "become_main_thread",
+    "count_threads",
     "die_of_sigint",
     "flush_std_streams",
     "forget_imports_of_other_threads",
@@ -151,6 +153,11 @@ def leave_event_loop() -> None:
                 signal.signal(
                     number, signal.default_int_handler if is_interrupt else signal.SIG_DFL
                 )
+
+
+def count_threads() -> int:
+    """How many threads Python code has started that have not ended, by `_thread` alone too."""
+    return _thread._count()
 
 
 def hold_logging() -> list[Any]:

@@ -70,7 +70,7 @@ class Popen(popen_fork.Popen):
         try:
             parent_sentinel = _own_pidfd()
             # The watcher counts when it is in the middle of a call; the child can tell.
-            threaded = threading.active_count() > 1 + watcher.current().is_running()
+            threaded = interpreter.count_threads() > watcher.current().is_running()
             keep = (theirs, parent_sentinel, leash.hold(), watcher.current().bell)
             pid = forking.fork(keep)
             if pid == 0:

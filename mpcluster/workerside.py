@@ -158,6 +158,7 @@ class Worker:
 
     def attend(self) -> None:
         """From now on let the watcher read what the parent says. Idempotent."""
+        self._ears()  # now, before the program puts gevent's locks in the place of the threads'
         self._line().attend()
 
     def run_program(self, run: Callable[[], object]) -> None:
