@@ -3,18 +3,21 @@
 The layers, lowest first; each imports only what stands above it in this list::
 
     ground      errors, events, states, messages, address, arguments,
-                configuration, descriptors
-    transport   pickling, wire, memfd, channel    messages over a socketpair
+                configuration, descriptors, logs
+    transport   greeting, pickling, wire, memfd,  messages over a socketpair
+                line, sender, inbox, channel
     watching    watcher                           one thread, one epoll, a process
     sockets     listeners, registry, scheduling,  the root master's shared listeners,
                 sharing, drain                    and how a worker comes by them
     processes   forking, leash, popen, family,    a worker, from both sides
-                upstream, leaving, workerside, life, process, mainprogram, context
+                upstream, hearing, leaving, workerside, downstream, life, process,
+                mainprogram, context
     cluster     ending, registrar, cluster                   what a program calls
 """
 
 from __future__ import annotations
 
+import importlib as _importlib
 import os as _os
 import sys as _sys
 
@@ -28,19 +31,6 @@ from typing import Any as _Any
 from mpcluster import family as _family
 from mpcluster import process as _process
 from mpcluster import workerside as _workerside
-from mpcluster.address import Address
-from mpcluster.cluster import (
-    broadcast,
-    disconnect,
-    fork,
-    join,
-    listen,
-    off,
-    on,
-    once,
-    send,
-    setup,
-)
 from mpcluster.configuration import Settings
 from mpcluster.context import get_context
 from mpcluster.errors import (
@@ -50,13 +40,27 @@ from mpcluster.errors import (
     EngineUnavailableError,
     NotMasterError,
     SerializationError,
-    TaskCancelledError,
     TaskTimeoutError,
-    WorkerDiedError,
 )
 from mpcluster.process import ClusterProcess
 from mpcluster.states import WorkerState
 from mpcluster.workerside import Worker
+
+if _TYPE_CHECKING:
+    from mpcluster.address import Address
+    from mpcluster.cluster import (
+        broadcast,
+        disconnect,
+        fork,
+        join,
+        listen,
+        off,
+        on,
+        once,
+        send,
+        setup,
+    )
+    from mpcluster.errors import TaskCancelledError, WorkerDiedError
 
 __all__ = [
     "Address",
@@ -112,12 +116,41 @@ _LIVE: dict[str, _Callable[[], _Any]] = {
 }
 
 
+# Imported when first asked for: all that is imported costs every fork, of a program that only
+# starts and joins processes too.
+_LATE: dict[str, str] = {
+    "Address": "mpcluster.address",
+    "TaskCancelledError": "mpcluster.errors",
+    "WorkerDiedError": "mpcluster.errors",
+    **dict.fromkeys(
+        (
+            "broadcast",
+            "disconnect",
+            "fork",
+            "join",
+            "listen",
+            "off",
+            "on",
+            "once",
+            "send",
+            "setup",
+        ),
+        "mpcluster.cluster",
+    ),
+}
+
+_family.load_upward = lambda: _importlib.import_module("mpcluster.cluster")
+
+
 def __getattr__(name: str) -> _Any:
-    try:
+    if name in _LIVE:
         return _LIVE[name]()
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_importlib.import_module(_LATE[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LIVE})
+    return sorted({*globals(), *__all__, *_LIVE})

@@ -32,7 +32,8 @@ class Channel(Sender):
 
     Args:
         connection: One end of a duplex ``Pipe()``. It is closed, and the channel has a
-            descriptor of its own, owned in the sense of :mod:`mpcluster.descriptors`.
+            descriptor of its own, owned in the sense of :mod:`mpcluster.descriptors`. Or the
+            number of such a descriptor, which the channel takes over.
         label: Who is at the other end, for errors and the log: ``"worker 3 (pid 41)"``.
         limit: Bytes that may wait for the other side, and, apart, bytes of memfd memory
             that it has not yet taken over. One message of any size is let in when none

@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, Unpack, overload
 
+# `drain` and `hearing` for the workers' sake: what is here they need not import.
 from mpcluster import (
     arguments,
     configuration,
+    drain,  # noqa: F401
     ending,
     family,
+    hearing,  # noqa: F401
     mainprogram,
     registrar,
     sharing,

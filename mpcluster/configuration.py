@@ -5,17 +5,14 @@ A worker takes the record that is in force when it is forked, and keeps it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from mpcluster.arguments import check_number
 
 __all__ = ["Changes", "Settings", "changed"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What :func:`mpcluster.setup` sets.
 
@@ -32,26 +29,87 @@ class Settings:
             more wait, for any worker that has room. None: as many as come.
     """
 
-    scheduling: object = "auto"
-    kill_timeout: float = 5.0
-    channel_limit: int = 64 * 1024 * 1024
-    send_timeout: float = 30.0
-    listener_grace: float = 30.0
-    max_connections: int | None = None
+    # No dataclass: the module behind those is a megabyte, of which each fork copies the tables.
+    __slots__ = (
+        "channel_limit",
+        "kill_timeout",
+        "listener_grace",
+        "max_connections",
+        "scheduling",
+        "send_timeout",
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("kill_timeout", "send_timeout", "listener_grace"):
-            check_number(name, getattr(self, name), "seconds", (int, float))
-        check_number("channel_limit", self.channel_limit, "bytes", (int,))
-        if self.channel_limit < 1:
-            raise ValueError(f"channel_limit must be at least 1 byte, not {self.channel_limit}")
-        if self.max_connections is not None:
-            check_number("max_connections", self.max_connections, "connections", (int,))
-            if self.max_connections < 1:
+    scheduling: object
+    kill_timeout: float
+    channel_limit: int
+    send_timeout: float
+    listener_grace: float
+    max_connections: int | None
+
+    def __init__(
+        self,
+        *,
+        scheduling: object = "auto",
+        kill_timeout: float = 5.0,
+        channel_limit: int = 64 * 1024 * 1024,
+        send_timeout: float = 30.0,
+        listener_grace: float = 30.0,
+        max_connections: int | None = None,
+    ) -> None:
+        check_number("kill_timeout", kill_timeout, "seconds")
+        check_number("send_timeout", send_timeout, "seconds")
+        check_number("listener_grace", listener_grace, "seconds")
+        check_number("channel_limit", channel_limit, "bytes", (int,))
+        if channel_limit < 1:
+            raise ValueError(f"channel_limit must be at least 1 byte, not {channel_limit}")
+        if max_connections is not None:
+            check_number("max_connections", max_connections, "connections", (int,))
+            if max_connections < 1:
                 raise ValueError(
-                    f"max_connections must be at least 1, not {self.max_connections}; "
-                    "None sets no limit"
+                    f"max_connections must be at least 1, not {max_connections}; None sets no limit"
                 )
+        put = super().__setattr__
+        put("scheduling", scheduling)
+        put("kill_timeout", kill_timeout)
+        put("channel_limit", channel_limit)
+        put("send_timeout", send_timeout)
+        put("listener_grace", listener_grace)
+        put("max_connections", max_connections)
+
+    def _values(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in NAMES}
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"settings are changed by setup({name}={value!r})")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name} is a setting, and stays")
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self._values().items())
+        return f"{type(self).__name__}({shown})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Settings):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values().values()))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return changed, (None, self._values())
+
+
+#: The settings that there are, in the order in which they are shown.
+NAMES: Final = (
+    "scheduling",
+    "kill_timeout",
+    "channel_limit",
+    "send_timeout",
+    "listener_grace",
+    "max_connections",
+)
 
 
 class Changes(TypedDict, total=False):
@@ -65,15 +123,17 @@ class Changes(TypedDict, total=False):
     max_connections: int | None
 
 
-def changed(settings: Settings, changes: Mapping[str, object]) -> Settings:
-    """Return ``settings`` with ``changes``; a wrong name is refused with the list of right ones.
+def changed(settings: Settings | None, changes: Mapping[str, object]) -> Settings:
+    """Return ``settings`` (None: the defaults) with ``changes``.
+
+    A wrong name is refused with the list of right ones.
 
     Raises:
         TypeError: There is no such setting, or a value is of a wrong type.
         ValueError: A value is out of range.
     """
-    names = [field.name for field in dataclasses.fields(settings)]
     for name in changes:
-        if name not in names:
-            raise TypeError(f"there is no setting {name!r}; there are: {', '.join(names)}")
-    return dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
+        if name not in NAMES:
+            raise TypeError(f"there is no setting {name!r}; there are: {', '.join(NAMES)}")
+    present = {} if settings is None else settings._values()  # noqa: SLF001
+    return Settings(**{**present, **changes})  # type: ignore[arg-type]

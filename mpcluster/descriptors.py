@@ -24,10 +24,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import weakref
-from collections.abc import Iterator
-from typing import Protocol, TypeAlias
+from _thread import RLock, get_ident  # the threads' own, whatever gevent has put in their place
+from typing import Final, Protocol, TypeAlias
 
 __all__ = ["close", "disown", "keep", "opening", "own", "owned"]
 
@@ -54,19 +53,16 @@ Descriptor: TypeAlias = "int | _Closable"
 # In the parent the forking thread gives it back. In the child that thread is the only one
 # left; it makes a new lock instead of releasing the copy, which may still count waiters
 # that did not come along. Those who hold the lock release the very object that they took.
-_lock = threading.RLock()
+_lock = RLock()
 
 #: number → the object that closes it (weakly: the table keeps nothing alive) or ``None``.
 _table: dict[int, weakref.ref[_Closable] | None] = {}
 
 
-class _Kept(threading.local):
-    """What the fork that this thread is about to make leaves open in its child."""
-
-    numbers: frozenset[int] = frozenset()
-
-
-_kept = _Kept()
+# What the forks that are about to be made leave open in their children, by the thread that
+# makes them. (No `threading.local`: each child would have to make one anew.)
+_kept: dict[int, frozenset[int]] = {}
+_NONE: Final[frozenset[int]] = frozenset()
 
 
 def opening() -> contextlib.AbstractContextManager[bool]:
@@ -114,20 +110,29 @@ def close(descriptor: Descriptor) -> None:
             descriptor.close()
 
 
-@contextlib.contextmanager
-def keep(*numbers: int) -> Iterator[None]:
+class keep:  # noqa: N801  # a generator would be more for each child to run
     """Let the child of a fork that this thread makes inside the block have these.
 
     They stay owned, in the parent and in the child alike, so the child's own children do
     not inherit them. Forks of other threads are not affected, nor forks of the child.
     """
-    kept = _kept
-    previous = kept.numbers
-    kept.numbers = previous | frozenset(numbers)
-    try:
-        yield
-    finally:
-        kept.numbers = previous
+
+    __slots__ = ("_kept", "_numbers", "_previous")
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = numbers
+
+    def __enter__(self) -> None:
+        self._kept = _kept
+        self._previous = _kept.get(get_ident(), _NONE)
+        _kept[get_ident()] = self._previous.union(self._numbers)
+
+    def __exit__(self, *_: object) -> None:
+        # In what it was put into: a child has begun with none.
+        if self._previous:
+            self._kept[get_ident()] = self._previous
+        else:
+            self._kept.pop(get_ident(), None)
 
 
 def owned() -> frozenset[int]:
@@ -151,15 +156,17 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     """Close what is the parent's; begin anew with a lock that nobody holds."""
     global _lock, _kept
-    kept = _kept.numbers
-    _lock, _kept = threading.RLock(), _Kept()
+    kept = _kept.get(get_ident(), _NONE)
+    _lock, _kept = RLock(), {}
     for number, reference in list(_table.items()):
         if number in kept:
             continue
         del _table[number]
         if reference is None:
-            with contextlib.suppress(OSError):
+            try:
                 os.close(number)
+            except OSError:
+                pass
         else:
             _close_object(reference(), number)
 

@@ -164,15 +164,14 @@ def _at_exit() -> None:
 
 
 def _die_of_interrupt() -> None:
-    # 3.11 alone: an exit function cannot raise. Registered when this module is imported,
-    # so that it is the last of nearly all exit functions.
+    # 3.11 alone: an exit function cannot raise. It has to be the last of nearly all.
     if sys.version_info < (3, 12) and _is_ours():
         assert _ending is not None
         if _ending.interrupted:
             interpreter.die_of_sigint()
 
 
-atexit.register(_die_of_interrupt)
+interpreter.at_the_very_end(_die_of_interrupt)
 
 
 def _on_sigterm(signum: int, _frame: FrameType | None) -> None:

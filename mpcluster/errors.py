@@ -18,10 +18,12 @@ Every one survives pickling, so that it can be raised on the other side of a cha
 
 from __future__ import annotations
 
-import concurrent.futures
+import importlib
 import pickle
-import signal as _signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpcluster.taskerrors import TaskCancelledError, WorkerDiedError
 
 __all__ = [
     "ChannelClosedError",
@@ -59,51 +61,17 @@ class SerializationError(ClusterError, pickle.PicklingError):
     """A message could not be pickled, or could not be unpickled where it arrived."""
 
 
-class WorkerDiedError(ClusterError, concurrent.futures.BrokenExecutor):
-    """A worker ended while something still depended on it.
-
-    Args:
-        message: What was lost and what to do next.
-        worker_id: The worker's number in its cluster.
-        pid: Its process id.
-        exitcode: As ``multiprocessing.Process.exitcode``: negative for a signal.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        worker_id: int | None = None,
-        pid: int | None = None,
-        exitcode: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.worker_id = worker_id
-        self.pid = pid
-        self.exitcode = exitcode
-
-    @property
-    def signal(self) -> _signal.Signals | None:
-        """The signal that ended the worker, or ``None`` where it exited by itself."""
-        if self.exitcode is None or self.exitcode >= 0:
-            return None
-        try:
-            return _signal.Signals(-self.exitcode)
-        except ValueError:  # a real-time signal has no name
-            return None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        state = {"worker_id": self.worker_id, "pid": self.pid, "exitcode": self.exitcode}
-        return (type(self), self.args, state)
-
-
 class TaskTimeoutError(ClusterError, TimeoutError):
     """A task ran longer than its ``task_timeout``."""
 
 
-class TaskCancelledError(ClusterError, concurrent.futures.CancelledError):
-    """A task was cancelled before it had a result."""
-
-
 class EngineUnavailableError(ClusterError, ImportError):
     """An optional part is asked for that is not installed; the message names the extra."""
+
+
+def __getattr__(name: str) -> Any:
+    # Their bases are `concurrent.futures`' own, which brings `logging` along: loaded when one
+    # of them is first named. (By its name, for that module imports this one.)
+    if name in ("TaskCancelledError", "WorkerDiedError"):
+        return getattr(importlib.import_module("mpcluster.taskerrors"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,6 @@ a delivery under way sees the set that it began with.
 from __future__ import annotations
 
 import itertools
-import logging
 import sys
 import threading
 import weakref
@@ -16,9 +15,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-__all__ = ["Emitter", "KeptEvents", "call", "report"]
+from mpcluster.logs import logger
 
-logger = logging.getLogger("mpcluster")
+__all__ = ["Emitter", "KeptEvents", "call", "report"]
 
 Callback: TypeAlias = Callable[..., object]
 C = TypeVar("C", bound=Callback)
@@ -29,13 +28,13 @@ def report(message: str, error: BaseException, culprit: object) -> None:
 
     The log only where it is set up: without handlers it would print the same once more.
     """
-    if logger.hasHandlers():
-        logger.error("%s: %r", message, error, exc_info=error)
+    if logger().hasHandlers():
+        logger().error("%s: %r", message, error, exc_info=error)
     try:
         told = _Unraisable((type(error), error, error.__traceback__, message, culprit))
         sys.unraisablehook(told)
-    except Exception:
-        logger.exception("sys.unraisablehook itself failed")
+    except Exception:  # noqa: BLE001  # there is nobody else to tell
+        logger().exception("sys.unraisablehook itself failed")
 
 
 def _unraisable_type() -> Callable[[tuple[object, ...]], Any]:

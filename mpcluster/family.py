@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpcluster import messages, watcher
+from mpcluster import perprocess, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Emitter, KeptEvents, call, report
 from mpcluster.forking import EndingError
+from mpcluster.logs import logger
 
 if TYPE_CHECKING:
+    from mpcluster import messages
     from mpcluster.process import ClusterProcess
 
 __all__ = ["CLUSTER_EVENTS", "WORKER_EVENTS", "Family", "current"]
-
-logger = logging.getLogger("mpcluster")
 
 WORKER_EVENTS: Final = ("fork", "online", "listening", "message", "disconnect", "death")
 CLUSTER_EVENTS: Final = WORKER_EVENTS
@@ -59,6 +57,8 @@ class Upward:
         message: messages.Request | messages.Release | messages.Gone,
     ) -> None:
         """The worker asks, gives back a listener, or tells of the end of one below it."""
+        load_upward()
+        upward.answer(worker, message)
 
     def leaving(self, worker: ClusterProcess, proceed: Callable[[], object]) -> None:  # noqa: ARG002
         """The worker is asked to leave; ``proceed()`` tells it so."""
@@ -69,6 +69,15 @@ class Upward:
 
 
 upward: Upward = Upward()
+
+
+def _nothing_to_load() -> None:
+    """In the place of what is given from above."""
+
+
+#: Imports the cluster layer, whose own takes the place of `upward`. Given from above; a
+#: program whose processes ask and say nothing does without.
+load_upward: Callable[[], object] = _nothing_to_load
 
 
 class Family:
@@ -109,6 +118,9 @@ class Family:
 
     def _keep_promise(self, key: int | None) -> None:
         try:
+            for worker in list(self.workers.values()):
+                if key is None or worker.id == key:
+                    worker.attend()
             self._hand_over(key)
         finally:
             with self._told:
@@ -123,21 +135,21 @@ class Family:
         """
         if self._silent:
             return
-        if not len(self._kept) and self._heard(worker, event):
+        if not len(self._kept) and self.hears(worker, event):
             self._deliver(worker, event, args)  # as nearly all
             return
         key = worker.id
-        if not self._heard(worker, event):
+        if not self.hears(worker, event):
             kept = self._kept.keep(
                 key, worker, event, args, weight=weight, weakly=not worker.is_forked
             )
             if event == "message" and not kept and not self._warned_of_loss:
                 self._warned_of_loss = True
-                logger.info("nobody has subscribed to 'message': the oldest are dropped")
+                logger().info("nobody has subscribed to 'message': the oldest are dropped")
             if event == "death":
                 self._keep_of_the_dead(key)
             return
-        if any(self._heard(worker, earlier) for earlier in self._kept.events(key)):
+        if any(self.hears(worker, earlier) for earlier in self._kept.events(key)):
             self._hand_over(key)  # its subscriber is as new as this event
         self._deliver(worker, event, args)
 
@@ -152,12 +164,13 @@ class Family:
             if self._kept.events(worker.id):
                 self._keep_of_the_dead(worker.id)
 
-    def _heard(self, worker: ClusterProcess, event: str) -> bool:
+    def hears(self, worker: ClusterProcess, event: str) -> bool:
+        """Has anybody a callback for this event of this worker? Any thread."""
         return worker.emitter.has(event) or self.emitter.has(event)
 
     def _hand_over(self, key: int | None) -> None:
         """Deliver, in order, what is kept and has a callback by now."""
-        for worker, event, args in self._kept.take(self._heard, key):
+        for worker, event, args in self._kept.take(self.hears, key):
             self._deliver(worker, event, args)
 
     def _keep_of_the_dead(self, key: int | None) -> None:
@@ -170,7 +183,7 @@ class Family:
         """Keep nothing for a worker object that was closed. Any thread."""
         if worker.id is not None and len(self._kept):
             key = worker.id
-            watcher.current().call_soon(lambda: self._kept.forget(key))
+            watcher.current().call_idly(lambda: self._kept.forget(key))
 
     # -- the end of the master ---------------------------------------------------------------
 
@@ -251,26 +264,18 @@ class Family:
                 if self._told.wait_for(done, left) or left < SLICE:
                     return done()
 
+    def settle(self) -> None:
+        """The watcher is through with one that is dead: who waits for it shall look."""
+        with self._told:
+            self._told.notify_all()
+
     def is_settled(self) -> bool:
         """Has every death been told of to the end, to late subscribers too?"""
         return not self._untold and not self._promised
 
 
-# Made at the first use: most children never need one, and a fork should cost them little.
-_current: Family | None = None
-
-
 def current() -> Family:
     """Return the family of this process."""
-    global _current
-    if _current is None:
-        _current = Family()
-    return _current
-
-
-def _after_fork_in_child() -> None:
-    global _current
-    _current = None
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+    # Made at the first use: most children never need one, and a fork should cost them little.
+    found: Family | None = perprocess.mine().get(__name__)
+    return found or perprocess.mine().setdefault(__name__, Family())

@@ -11,7 +11,6 @@ is given where it is deserved: when the program itself has other threads.
 from __future__ import annotations
 
 import collections
-import ctypes
 import itertools
 import operator
 import os
@@ -19,14 +18,15 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from mpcluster import descriptors, interpreter, watcher
 
 __all__ = ["EndingError", "fork"]
 
-_EVERY_SIGNAL: Final = signal.valid_signals()
+_masked: Final[Callable[[int, Iterable[int]], set[int]]] = interpreter.bare_signal.pthread_sigmask
+_EVERY_SIGNAL: Final = tuple(map(int, signal.valid_signals()))
 
 _WARNS: Final = sys.version_info >= (3, 12)
 
@@ -54,7 +54,7 @@ def fork(keep: tuple[int, ...] = ()) -> int:
     # A signal to the child waits there until the interpreter has forgotten those of its
     # parent, and the handlers that are the master's alone are taken back: a SIGTERM that
     # came before would be forgotten with them, and who sent it would wait for ever.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
+    mask = _masked(signal.SIG_BLOCK, _EVERY_SIGNAL)
     held = interpreter.hold_logging()
     pid = -1
     try:
@@ -66,10 +66,12 @@ def fork(keep: tuple[int, ...] = ()) -> int:
             interpreter.let_go_of_logging(held)
         else:
             interpreter.leave_event_loop()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _masked(signal.SIG_SETMASK, mask)
 
 
 def _load() -> Callable[[], int]:
+    import ctypes
+
     # PyDLL keeps the GIL for the call, as os.fork does: no other thread of this
     # interpreter is in the middle of a bytecode at the moment of the fork.
     library = ctypes.PyDLL(None)

@@ -6,21 +6,28 @@ and is there in the interpreter's own test suite. A version that moves one fails
 
 from __future__ import annotations
 
+# The calls of `signal` without an enum made of each number: pthread_sigmask alone makes 64,
+# which lie all over the memory that a child shares.
+import _signal as bare_signal  # type: ignore[import-not-found]
+import _thread
 import atexit
 import importlib
 import io
-import logging
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import util
 from types import FrameType
 from typing import Any
 
 __all__ = [
+    "at_the_very_end",
+    "bare_signal",
     "become_main_thread",
+    "count_threads",
     "die_of_sigint",
     "flush_std_streams",
     "forget_imports_of_other_threads",
@@ -33,6 +40,26 @@ __all__ = [
     "renew_std_streams",
     "run_exit_functions",
 ]
+
+
+_last_exit_functions: list[Callable[[], object]] = []
+
+
+def at_the_very_end(call: Callable[[], object]) -> None:
+    """Call ``call()`` at the exit, after what was registered since mpcluster was imported.
+
+    The last to come is called first, as by ``atexit``.
+    """
+    _last_exit_functions.append(call)
+
+
+def _run_last_exit_functions() -> None:
+    while _last_exit_functions:
+        _last_exit_functions.pop()()
+
+
+# With the import of mpcluster, though who has something to call is loaded later.
+atexit.register(_run_last_exit_functions)
 
 
 def flush_std_streams() -> None:
@@ -65,6 +92,8 @@ def forget_imports_of_other_threads() -> None:
     thread behind: whoever imports the module in the child would wait for it for ever.
     """
     bootstrap: Any = importlib._bootstrap
+    if not bootstrap._module_locks:
+        return
     mine = threading.get_ident()
     for name, reference in list(bootstrap._module_locks.items()):
         lock = reference()
@@ -126,6 +155,11 @@ def leave_event_loop() -> None:
                 )
 
 
+def count_threads() -> int:
+    """How many threads Python code has started that have not ended, by `_thread` alone too."""
+    return _thread._count()
+
+
 def hold_logging() -> list[Any]:
     """Before a fork: wait until no thread is in the middle of writing to a log.
 
@@ -136,8 +170,11 @@ def hold_logging() -> list[Any]:
     Returns:
         What :func:`let_go_of_logging` takes, in the parent.
     """
-    locks = [logging._lock]  # type: ignore[attr-defined]
-    handlers = (reference() for reference in list(logging._handlerList))  # type: ignore[attr-defined]
+    logging: Any = sys.modules.get("logging")  # not imported for this question
+    if logging is None or not hasattr(logging, "_handlerList"):  # or another thread imports it
+        return []
+    locks = [logging._lock]
+    handlers = (reference() for reference in list(logging._handlerList))
     locks += [handler.lock for handler in handlers if handler is not None and handler.lock]
     deadline = time.monotonic() + 1.0
     return [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
@@ -175,7 +212,7 @@ def renew_std_streams() -> None:
         setattr(sys, name, fresh)
         if getattr(sys, f"__{name}__") is old:
             setattr(sys, f"__{name}__", fresh)
-        for reference in list(logging._handlerList):  # type: ignore[attr-defined]
+        for reference in list(getattr(sys.modules.get("logging"), "_handlerList", ())):
             handler = reference()
             if getattr(handler, "stream", None) is old:
                 handler.stream = fresh

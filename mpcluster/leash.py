@@ -14,59 +14,49 @@ copies that a fork makes would share.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import logging
 import os
 import signal
 
-from mpcluster import descriptors
+from mpcluster import descriptors, perprocess
+from mpcluster.logs import logger
 
 __all__ = ["hold", "wear"]
-
-logger = logging.getLogger("mpcluster")
-
-#: The read end, in the root master and in every worker below it. A root has a write end
-#: as well, which no child keeps. Both are set once, under `descriptors.opening()`.
-_read_end: int | None = None
 
 
 def hold() -> int:
     """Return the read end for a child to be, making the pipe at the first call in a root."""
-    global _read_end
+    mine = perprocess.mine()
     with descriptors.opening():
-        if _read_end is None:
-            _read_end, write_end = os.pipe()
-            descriptors.own(_read_end)
+        if __name__ not in mine:
+            # The root has a write end as well, which no child keeps.
+            mine[__name__], write_end = os.pipe()
+            descriptors.own(mine[__name__])
             descriptors.own(write_end)
-        return _read_end
+        read_end: int = mine[__name__]
+        return read_end
 
 
 def wear() -> None:
-    """In a new worker: be killed when the root master ends. Exits if it has already."""
-    assert _read_end is not None
+    """In a new worker: be killed when the root master ends. Exits if it has already.
+
+    Its own children will be on the same leash. A child that is no worker (of a plain
+    ``os.fork``) is a root of its own; its copy of the pipe was closed by `descriptors`.
+    """
+    read_end = perprocess.mine().setdefault(__name__, perprocess.before().get(__name__))
     try:
         # Never closed: the registration goes with the description. The child has one thread
         # as yet, so nobody forks in between.
-        own_end = os.open(f"/proc/self/fd/{_read_end}", os.O_RDONLY | os.O_NONBLOCK)
+        own_end = os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_NONBLOCK)
         descriptors.own(own_end)
         fcntl.fcntl(own_end, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(own_end, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(own_end, fcntl.F_SETSIG, int(signal.SIGKILL))
         fcntl.fcntl(own_end, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     except OSError as error:
-        logger.warning("this worker may outlive its master: /proc is needed (%s)", error)
+        logger().warning("this worker may outlive its master: /proc is needed (%s)", error)
         return
-    with contextlib.suppress(BlockingIOError):  # nothing to read: somebody could write
+    try:
         os.read(own_end, 1)
-        os.kill(os.getpid(), signal.SIGKILL)  # it ended before the registration
-
-
-def _after_fork_in_child() -> None:
-    global _read_end
-    # A child that is not a worker (a plain os.fork) is a root of its own; its copy of the
-    # pipe was closed by `descriptors`.
-    if _read_end is not None and _read_end not in descriptors.owned():
-        _read_end = None
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+    except BlockingIOError:
+        return  # nothing to read: somebody could write
+    os.kill(os.getpid(), signal.SIGKILL)  # it ended before the registration

@@ -15,10 +15,16 @@ import sys
 from _thread import get_ident  # the threads' own: gevent's names greenlets
 from collections.abc import Callable
 from types import FrameType
+from typing import Final
 
-from mpcluster import drain, interpreter, watcher
+from mpcluster import interpreter, watcher
 
 __all__ = ["Program"]
+
+
+# As numbers, for each child installs a handler.
+_SIGURG: Final = int(signal.SIGURG)
+_DEFAULT: Final = int(signal.SIG_DFL)
 
 
 class Stage(enum.Enum):
@@ -46,7 +52,8 @@ class Program:
         self._urgent = urgent
         self._grace = grace
         self._pid = os.getpid()
-        self._main = get_ident()  # this is made in there
+        #: The ident of its main thread: this is made in there.
+        self.main = get_ident()
         self._stage = Stage.BEFORE
         self._ending = False
         self._exitcode = 0  # what it ends with by itself
@@ -59,7 +66,8 @@ class Program:
             self._stage = Stage.OVER
         except BaseException as error:
             self._stage = Stage.OVER
-            if not drain.ended_cleanly(error):
+            drain = sys.modules.get("mpcluster.drain")  # else: nothing was drained
+            if drain is None or not drain.ended_cleanly(error):
                 self._exitcode = _exitcode_of(error)
                 raise
 
@@ -67,7 +75,7 @@ class Program:
         """End it in its main thread, with exit code 0; at the latest after the grace."""
         self._ending = True
         watcher.current().call_later(self._grace, self._end_with_own_code)
-        signal.pthread_kill(self._main, signal.SIGURG)
+        signal.pthread_kill(self.main, signal.SIGURG)
 
     def end_at_once(self, code: int = 0) -> None:
         """End the process, without the exit functions of its program. Does not return."""
@@ -82,12 +90,13 @@ class Program:
 
     def handle_sigurg(self) -> None:
         """Let SIGURG reach this program, unless it has a use for it."""
-        present = signal.getsignal(signal.SIGURG)
+        bare = interpreter.bare_signal
+        present = bare.getsignal(_SIGURG)
         inherited = isinstance(getattr(present, "__self__", None), Program)
-        if inherited or present in (signal.SIG_DFL, None):
+        if inherited or present in (_DEFAULT, None):
             # Not with `siginterrupt(SIGURG, False)`: the kernel would go on with a wait for
             # a lock as if nothing had come, and the main thread never run the handler.
-            signal.signal(signal.SIGURG, self._on_sigurg)
+            bare.signal(_SIGURG, self._on_sigurg)
 
     def _on_sigurg(self, _signum: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:

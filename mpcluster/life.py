@@ -4,37 +4,41 @@ Messages on the channel, the end of the channel, the end of the process: all of 
 the watcher's thread, which advances the state and tells the family. What the worker had
 sent is delivered before its death is told, for at the moment of death all of it lies in
 this side's end of the channel.
+
+A worker that only runs and ends says one thing, that it runs; that is understood here. For
+more, either way, there is :mod:`mpcluster.downstream`.
 """
 
 from __future__ import annotations
 
-import logging
+import _socket  # the bare calls, where gevent has replaced the module's
+import errno
+import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from mpcluster import family, messages, watcher
-from mpcluster.address import Address
-from mpcluster.channel import Channel
+from mpcluster import descriptors, family, watcher
 from mpcluster.configuration import Settings
 from mpcluster.errors import ChannelClosedError
-from mpcluster.events import report
 from mpcluster.family import Family
+from mpcluster.greeting import ONLINE
 from mpcluster.popen import Popen
-from mpcluster.states import Step, WorkerState, advance
-from mpcluster.wire import Kind, Received
+from mpcluster.states import STARTED, Step, WorkerState, advance
 
 if TYPE_CHECKING:
+    from mpcluster import messages
+    from mpcluster.downstream import Downstream
     from mpcluster.process import ClusterProcess
 
 __all__ = ["Life"]
 
-logger = logging.getLogger("mpcluster")
-
 #: Seconds after which a worker is told a second time that it shall leave; then twice that.
 FIRST_KNOCK: Final = 0.1
+
+#: The events by which a worker is heard before its end.
+_SAID: Final = ("online", "listening", "message", "disconnect")
 
 #: Seconds that `close()` waits for the watcher when that is in a callback.
 CLOSE_PATIENCE: Final = 1.0
@@ -53,28 +57,26 @@ class Life:
     def __init__(
         self, process: ClusterProcess, popen: Popen, settings: Settings, relatives: Family
     ) -> None:
-        self.state = advance(WorkerState.NEW, Step.START)
+        self.state = STARTED
         #: It was asked to leave, by its parent or by itself.
         self.asked_to_leave = False
-        self.channel = Channel(
-            popen.connection,
-            label=f"worker {process.id} (pid {popen.pid})",
-            limit=settings.channel_limit,
-            send_timeout=settings.send_timeout,
-        )
-        self.channel.read_elsewhere = True
-        self.channel.on_backlog = self._want_write
-        self.channel.must_not_wait = watcher.in_thread
         self._process = process  # until its death is told: no circle is left to collect
-        self._name = process.name
+        self._name, self._number = process.name, process.id
         self._popen = popen
         self._settings = settings
         self._family = relatives
+        self._owner = os.getpid()
         self._fork_told = False
+        self._told_to_end = False  # and the watcher holds the process no longer
         self._timers: list[watcher.Timer] = []
-        # What has come and is not yet told. A callback may close this worker's process,
-        # which tells the rest and the end within: order holds for it too.
-        self._arrived: deque[Received] = deque()
+        self._fd = popen.connection  # this side's end of the channel; -1 when it is closed
+        self._downstream: Downstream | None = None
+        self._listening = False  # is `_fd` watched?
+        # Guards the one making of `_downstream` out of `_fd`, the closing of either, and the
+        # first registration of both descriptors: a death cannot be taken in between. Taken by
+        # the thread that starts, by those that send (a signal handler may, too), and by the
+        # watcher. Nothing of a user's is called under it, and nothing is imported.
+        self._making = threading.RLock()
         # Guards the read-and-replace of `state`, which the program's threads (DRAIN) and
         # the watcher (all else) do. Nothing is called under it. Re-entrant for the sake of
         # signal handlers, which may well call `disconnect()`.
@@ -85,22 +87,88 @@ class Life:
 
     # -- any thread ------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Watch it from now on. The last step of its start: `fork` is told next."""
-        self._popen.watch()
-        # In the watcher's thread, so that neither can lead to the end of this life before
-        # the other is there.
-        watcher.current().call_soon(self._begin_watching)
+    @property
+    def is_connected(self) -> bool:
+        """Is the channel open, as far as this side has noticed?"""
+        if not self._listening:
+            self.listen()
+        return self._fd >= 0
 
-    def _begin_watching(self) -> None:
-        if self.state is WorkerState.DEAD:
-            return  # the callback that started it has joined and closed it, too
-        the_watcher = watcher.current()
-        the_watcher.add(self._popen.sentinel, self._on_end)
-        # Something may have been queued before anybody would have written it.
-        events = watcher.READABLE | watcher.WRITABLE
-        the_watcher.add(self.channel.fileno(), self._on_ready, events)
-        self._tell_of_fork()
+    def begin(self, rings: int) -> None:
+        """Watch it from now on. The last step of its start: `fork` is told next.
+
+        Nobody is woken for it: `fork` is told when somebody hears it, or with the next event.
+        And where nobody hears anything of it, its channel is not watched either, until
+        somebody does or the worker has more to say than that it runs: that waits there.
+
+        Args:
+            rings: The watcher's count from before the fork.
+
+        Raises:
+            OSError: The system has no room to watch it.
+        """
+        the_watcher, process = watcher.current(), self._process
+        self._popen.watch()
+        with self._making:
+            the_watcher.when_woken(self._fd, self.listen)
+            # It may have rung already, and nobody have known yet whose bell that was.
+            if process.is_forked or self._downstream is not None or the_watcher.rings != rings:
+                self.listen()
+            the_watcher.add(self._popen.sentinel, self._on_end)
+        # From here on a new subscriber finds it watched.
+        if any(self._family.hears(process, event) for event in _SAID):
+            self.listen()
+        if self._family.hears(process, "fork"):
+            the_watcher.call_soon(self.tell_of_fork)
+
+    def listen(self) -> None:
+        """Watch its channel from now on. Idempotent, from any thread of its parent."""
+        if os.getpid() != self._owner:
+            return
+        with self._making:
+            if self._listening or self._fd < 0:
+                return
+            self._listening = True
+            # Something may have been queued before anybody would have written it.
+            talks = self._downstream is not None
+            events = watcher.READABLE | watcher.WRITABLE if talks else watcher.READABLE
+            watcher.current().add(self._fd, self._on_ready, events)
+
+    def look(self) -> WorkerState:
+        """Where it stands, with what it has said and nobody has heard yet."""
+        if self._listening or self.state is not WorkerState.STARTING or os.getpid() != self._owner:
+            return self.state
+        with self._making:
+            if self._fd < 0:
+                return self.state
+            runs = _peek(self._fd, len(ONLINE)) == ONLINE
+        self.listen()
+        return WorkerState.ONLINE if runs else self.state
+
+    def abandon(self) -> None:
+        """It cannot be watched and was killed: go through its end all the same."""
+        watcher.current().call_soon(lambda: self._on_end(0))
+
+    def downstream(self) -> Downstream:
+        """What talks to the worker; made at the first call.
+
+        Raises:
+            ChannelClosedError: The channel is closed.
+        """
+        made = self._downstream
+        if made is not None:
+            return made
+        from mpcluster.downstream import Downstream
+
+        family.load_upward()  # who talks may ask; and the workers to come need not import it
+        with self._making:
+            if self._downstream is None:
+                label = f"worker {self._number} (pid {self._popen.pid})"
+                if self._fd < 0:
+                    raise ChannelClosedError(errno.EPIPE, f"the channel to {label} is closed")
+                self._downstream = Downstream(self, self._process, self._fd, label, self._settings)
+                self.listen()
+            return self._downstream
 
     def ask_to_leave(self, timeout: float | None) -> None:
         """Once: let the worker know that it shall go; after ``timeout`` seconds, make it."""
@@ -117,17 +185,13 @@ class Life:
 
     def wait_until_told(self) -> None:
         """Let the watcher finish with this dead worker, so that it holds it no longer."""
-        the_watcher = watcher.current()
-        if the_watcher.in_thread():
+        if self._told_to_end:
+            return
+        if watcher.current().in_thread():
             self._on_end(0)
             return
-        for _ in range(3):  # the round under way may have looked before the end
-            told = self.state is WorkerState.DEAD
-            passed = threading.Event()
-            the_watcher.call_soon(passed.set)
-            # A callback may be running there that waits for this very thread.
-            if not passed.wait(CLOSE_PATIENCE) or told:
-                return
+        # A callback may be running there that waits for this very thread.
+        self._family.wait_told(lambda: self._told_to_end, CLOSE_PATIENCE)
 
     # -- asking it to leave ----------------------------------------------------------------
 
@@ -138,11 +202,11 @@ class Life:
             family.upward.leaving(self._process, self._tell_to_leave)
 
     def _tell_to_leave(self) -> None:
-        try:
-            self.channel.send(messages.Disconnect(), Kind.CONTROL, may_wait=False)
-        except ChannelClosedError:
-            return  # it has closed its end; the end of the process follows
-        self._knock(FIRST_KNOCK)
+        from mpcluster.messages import Disconnect
+
+        # One that has closed its end is about to end.
+        if self.is_connected and self.downstream().order(Disconnect()):
+            self._knock(FIRST_KNOCK)
 
     def _knock(self, seconds: float) -> None:
         """A program that does not listen starts to; in ``seconds`` it is told so again.
@@ -163,47 +227,46 @@ class Life:
 
     # -- the watcher's thread ------------------------------------------------------------------
 
-    def _step(self, step: Step) -> None:
+    def step(self, step: Step) -> None:
+        """Advance the state."""
         with self._stepping:
             self.state = advance(self.state, step)
 
-    def _want_write(self, channel: Channel) -> None:
-        watcher.current().modify(channel.fileno(), watcher.READABLE | watcher.WRITABLE)
+    def come_online(self) -> None:
+        """The worker has said that it runs."""
+        self.step(Step.COME_ONLINE)
+        self.emit("online")
 
     def _on_ready(self, events: int) -> None:
-        self._tell_of_fork()
-        if events & watcher.WRITABLE:
-            # In this order: a sender that finds no room in between asks for it anew.
-            watcher.current().modify(self.channel.fileno(), watcher.READABLE)
-            if not self.channel.flush():
-                self._want_write(self.channel)
-        if events & watcher.READABLE:
+        self.tell_of_fork()
+        if self._downstream is not None:
+            self._downstream.on_ready(events)
+        elif events & watcher.READABLE:
             self._take_in()
 
     def _take_in(self) -> bool:
-        """Handle what is there on the channel; returns whether there was anything."""
-        try:
-            batch = self.channel.receive()
-        except Exception as error:  # noqa: BLE001
-            # Ours to mend, and no reason to stop watching this worker, or to spin.
-            report(f"the {self.channel} failed; it is closed", error, self._process)
-            self._lose_channel()
-            return False
-        self._arrived += batch
-        while self._arrived:
-            self._handle(self._arrived.popleft())
-        if self.channel.eof:
-            self._lose_channel()
-        return bool(batch)
+        """Take in what is there on the channel; returns whether there was anything."""
+        if self._downstream is None:
+            first = _peek(self._fd, len(ONLINE))
+            if first is None:
+                return False
+            if not first:
+                self.lose_channel()
+                return False
+            if first == ONLINE:
+                os.read(self._fd, len(ONLINE))
+                self.come_online()
+                return True
+        return self.downstream().take_in()
 
     def _on_end(self, _events: int) -> None:
         """The process has ended: first what it had sent, then its end."""
         if self.is_over():
             return
-        self._tell_of_fork()
-        while not self.channel.closed and self._take_in():
+        self.tell_of_fork()
+        while self._fd >= 0 and self._take_in():
             pass
-        self._lose_channel()
+        self.lose_channel()
         if self.is_over():
             return  # a callback has closed it, and this was gone through within
         self._popen.poll()
@@ -216,58 +279,55 @@ class Life:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
-        self._step(Step.DIE)
+        self.step(Step.DIE)
         process = self._process
         del self._process
-        self.channel.on_backlog = None
+        if self._downstream is not None:
+            self._downstream.end()
+            self._downstream = None  # no circle is left to collect
         crashed = self._popen.returncode != 0 and not self.asked_to_leave
         self._family.bury(process, crashed=crashed)
+        del process
+        self._told_to_end = True
+        self._family.settle()
 
-    def _tell_of_fork(self) -> None:
-        if not self._fork_told:
+    def tell_of_fork(self) -> None:
+        """Tell of it, if nothing of this worker was told yet."""
+        if not (self._fork_told or self.is_over()):
             self._fork_told = True
-            self._emit("fork")
+            self.emit("fork")
 
-    def _lose_channel(self) -> None:
-        if not self.channel.closed:
-            watcher.current().remove(self.channel.fileno())
-            self.channel.close()
-            self._step(Step.DISCONNECT)
-            self._emit("disconnect")
-
-    def _handle(self, received: Received) -> None:
-        message = received.message
-        if received.error is not None:
-            report(f"a message of {self.channel.label}", received.error, self._process)
-        elif received.kind is Kind.USER:
-            self._emit("message", message, weight=received.size)
-        else:
-            try:
-                self._follow(message)
-            except Exception as error:  # noqa: BLE001
-                report(f"control message {message!r} of {self.channel.label}", error, self._process)
-
-    def _follow(self, message: object) -> None:
-        """Do what a control message says."""
-        if isinstance(message, messages.Online):
-            self._step(Step.COME_ONLINE)
-            self._emit("online")
-        elif isinstance(message, messages.Listening):
-            self._step(Step.LISTEN)
-            self._emit("listening", Address.of(message.family, message.sockname))
-        elif isinstance(message, messages.Leaving):
-            self.ask_to_leave(None)
-        elif isinstance(message, messages.Request | messages.Release | messages.Gone):
-            family.upward.answer(self._process, message)
-        else:
-            logger.warning("unknown control message of %s: %r", self.channel.label, message)
+    def lose_channel(self) -> None:
+        """Close the channel, if it is open: `disconnect` is told."""
+        with self._making:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            watcher.current().remove(fd)
+            if self._downstream is not None:
+                self._downstream.channel.close()
+            else:
+                descriptors.close(fd)
+            self.step(Step.DISCONNECT)
+            self.emit("disconnect")
 
     def reply(self, message: messages.Reply) -> None:
         """Answer a request of this worker; one that is gone needs none."""
-        try:
-            self.channel.send(message, Kind.CONTROL, may_wait=False)
-        except ChannelClosedError:
-            pass
+        if self._fd >= 0:
+            self.downstream().order(message)
 
-    def _emit(self, event: str, *args: object, weight: int = 0) -> None:
+    def emit(self, event: str, *args: object, weight: int = 0) -> None:
+        """Tell of an event of this worker."""
         self._family.emit(self._process, event, *args, weight=weight)
+
+
+def _peek(fd: int, count: int) -> bytes | None:
+    """The first bytes that are there: none at the end of the channel, None before any."""
+    line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+    try:
+        return line.recv(count, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
+    except OSError:  # ECONNRESET: it ended with something of ours unread
+        return b""
+    finally:
+        line.detach()

@@ -29,14 +29,19 @@ class Line:
 
     Args:
         connection: It is closed; the line has an owned descriptor of its own that never
-            blocks.
+            blocks. Or the number of an owned descriptor, which is that one from now on.
     """
 
-    def __init__(self, connection: Connection[Any, Any]) -> None:
+    def __init__(self, connection: Connection[Any, Any] | int) -> None:
         with descriptors.opening():
-            self.socket = socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
-            descriptors.own(self.socket)
-            descriptors.close(connection)
+            if isinstance(connection, int):
+                self.socket = socket.socket(socket.AF_UNIX, fileno=connection)
+                descriptors.own(self.socket)
+            else:
+                number = connection.fileno()
+                self.socket = socket.fromfd(number, socket.AF_UNIX, socket.SOCK_STREAM)
+                descriptors.own(self.socket)
+                descriptors.close(connection)
         self.socket.setblocking(False)  # noqa: FBT003
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_ROOM)
         #: :meth:`shut` was called.

@@ -14,15 +14,14 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import struct
 import sys
 import threading
-import traceback
 from multiprocessing import popen_fork
-from multiprocessing.connection import Connection, Pipe
 from typing import Any, Final, Protocol
 
-from mpcluster import descriptors, forking, interpreter, leash
+from mpcluster import descriptors, forking, interpreter, leash, watcher
 
 __all__ = ["UNKNOWN_EXITCODE", "Popen"]
 
@@ -40,7 +39,7 @@ class Child(Protocol):
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int: ...
 
-    def _inherit(self, channel: Connection[Any, Any]) -> None: ...
+    def _inherit(self, connection: int) -> None: ...
 
 
 class Popen(popen_fork.Popen):
@@ -48,12 +47,12 @@ class Popen(popen_fork.Popen):
 
     Attributes:
         sentinel: Becomes readable when the child has ended, and stays so.
-        connection: This side's end of the channel.
+        connection: This side's end of the channel, a socket's number.
     """
 
     method = "fork"
     sentinel: int
-    connection: Connection[Any, Any]
+    connection: int
     finalizer: Any  # called by the base class's `close`
 
     def _launch(self, process_obj: Child) -> None:
@@ -64,13 +63,15 @@ class Popen(popen_fork.Popen):
         # sees that the child is not its own.
         self._reaping = threading.RLock()
         with descriptors.opening():
-            ours, theirs = Pipe(duplex=True)
+            # As `multiprocessing.Pipe` does, whose module brings a lot of others along.
+            ours, theirs = (end.detach() for end in socket.socketpair())
             descriptors.own(ours)
             descriptors.own(theirs)
         try:
             parent_sentinel = _own_pidfd()
-            threaded = threading.active_count() > 1
-            keep = (theirs.fileno(), parent_sentinel, leash.hold())
+            # The watcher counts when it is in the middle of a call; the child can tell.
+            threaded = interpreter.count_threads() > watcher.current().is_running()
+            keep = (theirs, parent_sentinel, leash.hold(), watcher.current().bell)
             pid = forking.fork(keep)
             if pid == 0:
                 self._run_child(process_obj, theirs, parent_sentinel, threaded=threaded)
@@ -92,13 +93,11 @@ class Popen(popen_fork.Popen):
             os.waitpid(pid, 0)
             descriptors.close(ours)
             raise
-        self.finalizer = _Closing(self.sentinel)
+        self.finalizer = _Closing(self._owner, self.sentinel)
         self._watched = self._close_wanted = False  # guarded by `_reaping`, too
 
     @staticmethod
-    def _run_child(
-        process_obj: Child, channel: Connection[Any, Any], sentinel: int, *, threaded: bool
-    ) -> None:
+    def _run_child(process_obj: Child, connection: int, sentinel: int, *, threaded: bool) -> None:
         code = 1
         try:
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
@@ -106,13 +105,15 @@ class Popen(popen_fork.Popen):
             interpreter.become_main_thread()
             interpreter.forget_imports_of_other_threads()
             interpreter.let_go_of_stdin()
-            if threaded:
+            if threaded or watcher.was_calling():
                 interpreter.renew_std_streams()
-            process_obj._inherit(channel)  # noqa: SLF001
+            process_obj._inherit(connection)  # noqa: SLF001
             code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
         except KeyboardInterrupt:
             interpreter.die_of_sigint()  # before its program began
         except BaseException:  # noqa: BLE001
+            import traceback
+
             traceback.print_exc()  # the base class prints those of the program
         finally:
             if sys.version_info >= (3, 13):
@@ -199,11 +200,14 @@ class _Closing:
 
     Neither a `util.Finalize` nor a `weakref.finalize`. At the end of the process the main
     thread runs those, and the watcher may fork at that very moment: a sentinel that it has
-    just opened would be closed under its hands, and its number be the next thing's.
+    just opened would be closed under its hands, and its number be the next thing's. (And
+    the latter costs a start as much as the pidfd itself.)
     """
 
-    def __init__(self, sentinel: int) -> None:
-        self._owner = os.getpid()
+    __slots__ = ("_owner", "_sentinel")
+
+    def __init__(self, owner: int, sentinel: int) -> None:
+        self._owner = owner
         self._sentinel = [sentinel]  # `pop` gives it to one caller, whatever their threads
 
     def __call__(self) -> None:

@@ -14,25 +14,17 @@ import signal as _signal
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import context
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
-from mpcluster import (
-    arguments,
-    descriptors,
-    drain,
-    family,
-    leash,
-    messages,
-    sharing,
-    watcher,
-    workerside,
-)
+from mpcluster import arguments, descriptors, family, leash, watcher, workerside
 from mpcluster.errors import NotMasterError
 from mpcluster.events import Callback, Emitter
 from mpcluster.life import Life
 from mpcluster.popen import Popen
 from mpcluster.states import WorkerState
+
+if TYPE_CHECKING:
+    from mpcluster import messages
 
 __all__ = ["WORKER_ID_VARIABLE", "ClusterProcess"]
 
@@ -105,12 +97,12 @@ class ClusterProcess(context.ForkProcess):
     @property
     def state(self) -> WorkerState:
         """Where it stands in its life, as far as this process has been told."""
-        return WorkerState.NEW if self._life is None else self._life.state
+        return WorkerState.NEW if self._life is None else self._life.look()
 
     @property
     def is_connected(self) -> bool:
         """Is the channel to it open?"""
-        return self._life is not None and not self._life.channel.closed
+        return self._life is not None and self._life.is_connected
 
     @property
     def is_dead(self) -> bool:
@@ -152,7 +144,9 @@ class ClusterProcess(context.ForkProcess):
         if self._popen is None:
             self._settings = self._family.settings
             self._id = next(self._family.ids)
-        watcher.current()  # fails now or never
+        if self._share_ports:
+            family.load_upward()
+        rings = watcher.current().rings  # a watcher that cannot be had fails now or never
         with self._family.forking() if self.is_forked else contextlib.nullcontext():
             super().start()
             assert self._popen is not None
@@ -166,11 +160,17 @@ class ClusterProcess(context.ForkProcess):
                 self.is_alive()  # multiprocessing forgets it, and its sentinel goes
                 raise
             self._family.workers[self._id] = self
-        self._life.begin()
+        try:
+            self._life.begin(rings)
+        except OSError:
+            self._popen.kill()
+            self._popen.wait()
+            self._life.abandon()
+            raise
 
     # -- in the child ----------------------------------------------------------------------
 
-    def _inherit(self, connection: Connection[Any, Any]) -> None:
+    def _inherit(self, connection: int) -> None:
         """First of all in the child: become a worker."""
         leash.wear()
         assert self._id is not None
@@ -184,6 +184,8 @@ class ClusterProcess(context.ForkProcess):
         if self._cwd is not None:
             os.chdir(self._cwd)
         if self._share_ports:
+            from mpcluster import drain, sharing
+
             sharing.install(myself.request, myself.tell)
             drain.install()
             myself.attend()
@@ -215,7 +217,7 @@ class ClusterProcess(context.ForkProcess):
         # A family is one process's own, and to ask for the pid is a system call.
         if life is None or self._closed or self._family is not family.current():
             life = self._own_life("send to")
-        life.channel.send(message)
+        life.downstream().send(message)
 
     @overload
     def on(self, event: str) -> Callable[[C], C]: ...
@@ -260,6 +262,12 @@ class ClusterProcess(context.ForkProcess):
         """Answer a request of this worker. For the layer above, in the watcher's thread."""
         if self._life is not None:
             self._life.reply(message)
+
+    def attend(self) -> None:
+        """Somebody listens: tell all there is of it from now on. In the watcher's thread."""
+        if self._life is not None:
+            self._life.tell_of_fork()
+            self._life.listen()
 
     def _own_life(self, verb: str) -> Life:
         self._check_closed()
@@ -323,6 +331,8 @@ def _subscription_to(process: ClusterProcess) -> Callable[[str], None]:
     reference = weakref.ref(process)
 
     def subscribed(event: str) -> None:
+        if event == "message":
+            family.load_upward()  # here, so that no child has to
         subject = reference()
         if subject is not None:
             subject._family.subscribed(event, subject)  # noqa: SLF001

@@ -7,7 +7,6 @@ answers down, and tells of their deaths.
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import cloudpickle
 
-from mpcluster import family, messages, watcher, workerside
+from mpcluster import family, interpreter, messages, watcher, workerside
 from mpcluster.errors import ClusterError
 from mpcluster.registry import Registry
 from mpcluster.scheduling import queued
@@ -130,9 +129,9 @@ def _after_fork_in_child() -> None:
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
-# Registered with the import, it is called after what a first fork() registers: up to 3.11
-# the master of a program that has ended waits for its workers in there, and they listen.
-atexit.register(close)
+# After what a first fork() registers: up to 3.11 the master of a program that has ended waits
+# for its workers in there, and they listen.
+interpreter.at_the_very_end(close)
 
 
 class _Upward(family.Upward):

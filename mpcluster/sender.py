@@ -50,7 +50,7 @@ class Sender:
 
     def __init__(
         self,
-        connection: Connection[Any, Any],
+        connection: Connection[Any, Any] | int,
         *,
         label: str,
         limit: int = 64 << 20,

@@ -13,8 +13,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Final
 
-__all__ = ["TRANSITIONS", "IllegalStepError", "Step", "WorkerState", "advance"]
+__all__ = ["STARTED", "TRANSITIONS", "IllegalStepError", "Step", "WorkerState", "advance"]
 
 
 class WorkerState(enum.Enum):
@@ -86,3 +87,7 @@ def advance(state: WorkerState, step: Step) -> WorkerState:
         return TRANSITIONS[state, step]
     except KeyError:
         raise IllegalStepError(f"a {state.value} worker cannot {step.value}") from None
+
+
+#: Where every worker's life begins; looked up once, and not at each start.
+STARTED: Final = advance(WorkerState.NEW, Step.START)

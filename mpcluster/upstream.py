@@ -3,7 +3,7 @@
 Nobody reads the channel until somebody wants to know what comes: a subscription, a request,
 a worker that shares ports. From then on the worker's watcher reads it. So a plain
 ``ClusterProcess`` has no thread of ours unless it asks for one; what is sent to it waits
-in the channel. The channel itself is made when it is first needed: a child that neither
+in the channel. The line itself is made when it is first needed: a child that neither
 sends nor listens, as most plain processes, is started in less time without.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import select
 import threading
 from _thread import allocate_lock  # gevent's waits in its loop, which this reply is no part of
@@ -19,27 +18,17 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any
 
-from mpcluster import messages, pickling, watcher
+from mpcluster import messages, watcher
 from mpcluster.channel import Channel
 from mpcluster.configuration import Settings
 from mpcluster.errors import ChannelClosedError
-from mpcluster.wire import Kind, Received, plain_header
+from mpcluster.wire import Kind, Received
 
 __all__ = ["Upstream"]
 
 logger = logging.getLogger("mpcluster")
-
-
-def _frame(message: object) -> bytes:
-    segments, _, _ = pickling.dump(message)
-    pickle = b"".join(segments)
-    return plain_header(Kind.CONTROL, len(pickle)) + pickle
-
-
-#: The frame of Online, made once: the child that sends it has pickled nothing yet.
-_ONLINE: Final = _frame(messages.Online())
 
 
 class Upstream:
@@ -54,7 +43,7 @@ class Upstream:
 
     def __init__(
         self,
-        connection: Connection[Any, Any],
+        connection: Connection[Any, Any] | int,
         settings: Settings,
         handle: Callable[[Received | None], object],
     ) -> None:
@@ -84,20 +73,6 @@ class Upstream:
     def closed(self) -> bool:
         """Is the line closed, as far as this side has noticed?"""
         return self._made is not None and self._made.closed
-
-    def say_online(self) -> None:
-        """Tell the parent that this process runs; the first thing on the line."""
-        try:
-            fd = self._connection.fileno()
-            os.write(fd, _ONLINE)
-            # The signal that goes with it came, maybe, before there was a handler.
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            spoken_to = poll.poll(0)
-        except OSError:
-            return  # the parent is gone already
-        if spoken_to:
-            self.attend()
 
     def attend(self) -> None:
         """From now on let the watcher read what comes. Idempotent; not for signal handlers."""

@@ -29,10 +29,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from mpcluster import descriptors
+from mpcluster import descriptors, perprocess
 from mpcluster.events import report
 
-__all__ = ["LINGER", "THREAD_NAME", "Timer", "Watcher", "current", "in_thread"]
+__all__ = [
+    "LINGER",
+    "THREAD_NAME",
+    "Timer",
+    "Watcher",
+    "current",
+    "in_thread",
+    "parents_bell",
+    "was_calling",
+]
 
 #: Seconds that the thread stays when it has nothing to watch: long enough that a program
 #: that starts and joins one process after another does not start a thread for each.
@@ -88,6 +97,11 @@ class Watcher:
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._callbacks: dict[int, Callable[[int], object]] = {}
         self._calls: deque[Callable[[], object]] = deque()
+        # What to call once if anybody wakes the thread, by descriptor. Any thread puts in and
+        # takes out, one entry in one step.
+        self._when_woken: dict[int, Callable[[], object]] = {}
+        #: How often the thread was woken.
+        self.rings = 0
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_numbers = itertools.count()
         # Guards the one decision that two threads could take differently: is there a
@@ -96,6 +110,7 @@ class Watcher:
         # finds it taken goes on: its holder sees to a thread that sees everything. (It may
         # be held by the very thread, beneath a signal handler.)
         self._life = threading.Lock()
+        self._calls_under_way = 0  # changed by the thread alone; a fork keeps what it was
         self._thread: threading.Thread | None = None
         self._thread_ident: int | None = None
 
@@ -132,11 +147,12 @@ class Watcher:
                 pass  # removed, or closed, by another thread in the meantime
 
     def remove(self, fd: int) -> None:
-        """Watch ``fd`` no more; harmless when it is not watched.
+        """Watch ``fd`` no more, nor wait to be woken for it; harmless when it is not watched.
 
         To be called before the descriptor is closed: an epoll registration belongs to the
         open file description and outlives the number.
         """
+        self._when_woken.pop(fd, None)
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
             if not self.in_thread():
@@ -146,6 +162,24 @@ class Watcher:
         """Call ``call()`` in the thread, after what is under way there."""
         self._calls.append(call)
         self._wake()
+
+    def call_idly(self, call: Callable[[], object]) -> None:
+        """Call ``call()`` in the thread when that is next awake; nobody is woken for it."""
+        self._calls.append(call)
+
+    def when_woken(self, fd: int, call: Callable[[], object]) -> None:
+        """Call ``call()`` in the thread when somebody wakes it (not: what it watches).
+
+        That may be a child, by :attr:`bell`: so the owner of ``fd`` need not watch it for as
+        long as nobody has a word to say on it. Once, unless ``fd`` is removed before. Was it
+        woken before this call, :attr:`rings` has grown.
+        """
+        self._when_woken[fd] = call
+
+    @property
+    def bell(self) -> int:
+        """An eventfd: who writes to it, in a child maybe, wakes the thread."""
+        return self._wake_fd
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
         """Call ``call()`` in the thread in ``seconds`` from now."""
@@ -225,6 +259,11 @@ class Watcher:
         for fd, events in ready:
             if fd == self._wake_fd:
                 self._drain_wake()
+                self.rings += 1  # before the look
+                for quiet in tuple(self._when_woken):
+                    call = self._when_woken.pop(quiet, None)
+                    if call is not None:  # else: removed by one before it
+                        self._call(call)
                 continue
             callback = self._callbacks.get(fd)
             if callback is not None:  # else: removed by a callback of this very round
@@ -234,9 +273,9 @@ class Watcher:
             self._call(self._calls.popleft())
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            call = heapq.heappop(self._timers)[2].take()
-            if call is not None:
-                self._call(call)
+            due = heapq.heappop(self._timers)[2].take()
+            if due is not None:
+                self._call(due)
         return bool(ready)
 
     def _drain_wake(self) -> None:
@@ -246,29 +285,25 @@ class Watcher:
             pass
 
     def _call(self, call: Callable[..., object], *args: object) -> None:
+        self._calls_under_way += 1
         try:
             call(*args)
         except BaseException as error:  # noqa: BLE001
             report("in the watcher", error, call)
-
-
-# This process's watcher, by its pid: `setdefault` is atomic, so that a signal handler that
-# comes while one is being made makes the one that counts.
-_current: dict[int, Watcher] = {}
-# The watchers of the processes before this one. Their epoll objects are never finalized,
-# for that would close numbers which mean something else in this process.
-_inherited: list[Watcher] = []
+        finally:
+            self._calls_under_way -= 1
 
 
 def current() -> Watcher:
     """Return this process's watcher, making it at the first call."""
-    pid = os.getpid()
-    found = _current.get(pid)
-    if found is None:
-        made = Watcher()
-        found = _current.setdefault(pid, made)
-        if found is not made:
-            made.discard()
+    found: Watcher | None = perprocess.mine().get(__name__)
+    if found is not None:
+        return found
+    # A signal handler that comes while one is being made makes the one that counts.
+    made = Watcher()
+    found = perprocess.mine().setdefault(__name__, made)
+    if found is not made:
+        made.discard()
     return found
 
 
@@ -277,9 +312,13 @@ def in_thread() -> bool:
     return current().in_thread()
 
 
-def _after_fork_in_child() -> None:
-    _inherited.extend(_current.values())
-    _current.clear()
+def parents_bell() -> int:
+    """In a worker: its parent's :attr:`Watcher.bell`, which the fork has kept for it."""
+    parents: Watcher = perprocess.before()[__name__]
+    return parents.bell
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def was_calling() -> bool:
+    """In a child: did the fork catch its parent's watcher in the middle of a call?"""
+    parents: Watcher | None = perprocess.before().get(__name__)
+    return parents is not None and parents._calls_under_way > 0  # noqa: SLF001

@@ -6,24 +6,25 @@ how its program ends is :mod:`mpcluster.leaving`'s; here they meet the user's ca
 
 from __future__ import annotations
 
-import logging
 import os
+import select
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from multiprocessing.connection import Connection
-from typing import Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Final, TypeVar, overload
 
-from mpcluster import drain, messages, watcher
+from mpcluster import descriptors, perprocess, watcher
 from mpcluster.configuration import Settings
-from mpcluster.events import Callback, Emitter, KeptEvents, call, report
+from mpcluster.events import Callback, Emitter, KeptEvents, call
+from mpcluster.greeting import ONLINE
 from mpcluster.leaving import Program
-from mpcluster.upstream import Upstream
-from mpcluster.wire import Kind, Received
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from mpcluster import messages
+    from mpcluster.upstream import Upstream
 
 __all__ = ["EVENTS", "Worker", "current", "enter"]
-
-logger = logging.getLogger("mpcluster")
 
 C = TypeVar("C", bound=Callback)
 
@@ -33,6 +34,15 @@ EVENTS: Final = ("message", "disconnect")
 PARENT_PATIENCE: Final = 2.0
 
 
+class _Ears:
+    """Who listens to what in a worker, and what nobody has listened to yet."""
+
+    def __init__(self, subscribed: Callable[[str], object]) -> None:
+        self.emitter = Emitter(EVENTS, subscribed)
+        self.kept = KeptEvents()
+        self.leaving = threading.Event()
+
+
 class Worker:
     """This process, as a worker.
 
@@ -40,13 +50,18 @@ class Worker:
         id: Its number in its parent's ``workers``.
     """
 
-    def __init__(self, number: int, connection: Connection[Any, Any], settings: Settings) -> None:
+    def __init__(self, number: int, connection: int, settings: Settings) -> None:
         self.id = number
-        self._upstream = Upstream(connection, settings, self._handle)
-        self._program = Program(self._upstream.flush, self.attend, settings.kill_timeout)
-        self._emitter = Emitter(EVENTS, self._subscribed)
-        self._kept = KeptEvents()
-        self._leaving = threading.Event()
+        self._connection = connection
+        self._bell = watcher.parents_bell()
+        self._settings = settings
+        self._upstream: Upstream | None = None
+        # Guards the one making of `_upstream` and `_made_ears`, by whoever is the first to
+        # send, subscribe or ask. Nothing of a user's is called under it. Re-entrant, for a
+        # signal handler may send.
+        self._making = threading.RLock()
+        self._program = Program(self.flush, self.attend, settings.kill_timeout)
+        self._made_ears: _Ears | None = None
 
     def __repr__(self) -> str:
         link = "connected" if self.is_connected else "disconnected"
@@ -62,7 +77,7 @@ class Worker:
     @property
     def is_connected(self) -> bool:
         """Is the channel to the master open?"""
-        return not self._upstream.closed
+        return self._upstream is None or not self._upstream.closed
 
     def send(self, message: object) -> None:
         """Send any cloudpickle-able object to the master.
@@ -75,7 +90,7 @@ class Worker:
             ChannelClosedError: The channel is closed.
             ChannelFullError: The master has read nothing for ``send_timeout`` seconds.
         """
-        self._upstream.send(message)
+        self._line().send(message)
 
     @overload
     def on(self, event: str) -> Callable[[C], C]: ...
@@ -88,8 +103,8 @@ class Worker:
         to it takes the leaving into his own hands. Without a callback: a decorator.
         """
         if callback is None:
-            return lambda function: self._emitter.add(event, function)
-        return self._emitter.add(event, callback)
+            return lambda function: self._ears().emitter.add(event, function)
+        return self._ears().emitter.add(event, callback)
 
     @overload
     def once(self, event: str) -> Callable[[C], C]: ...
@@ -98,27 +113,31 @@ class Worker:
     def once(self, event: str, callback: Callback | None = None) -> object:
         """As :meth:`on`, for the next time only."""
         if callback is None:
-            return lambda function: self._emitter.add(event, function, once=True)
-        return self._emitter.add(event, callback, once=True)
+            return lambda function: self._ears().emitter.add(event, function, once=True)
+        return self._ears().emitter.add(event, callback, once=True)
 
     def off(self, event: str, callback: Callback | None = None) -> None:
         """Unsubscribe ``callback``, or everybody."""
-        self._emitter.discard(event, callback)
+        self._ears().emitter.discard(event, callback)
 
     def disconnect(self) -> Worker:
         """Drain and leave: as if the parent had asked for it. Returns at once.
 
         A second call changes nothing.
         """
+        from mpcluster.messages import Leaving
+
         # The parent steers new connections away first, as if the wish had been its own.
-        self._upstream.tell(messages.Leaving())
+        self.tell(Leaving())
         self.attend()
-        watcher.current().call_later(PARENT_PATIENCE, self._leave)
+        watcher.current().call_later(PARENT_PATIENCE, self.leave)
         return self
 
     def kill(self) -> None:
         """Leave at once, with exit code 0 and counted as asked for; does not return."""
-        self._upstream.tell(messages.Leaving())
+        from mpcluster.messages import Leaving
+
+        self.tell(Leaving())
         self._program.end_at_once()
 
     # -- for the layers around it ------------------------------------------------------------
@@ -126,11 +145,21 @@ class Worker:
     def begin(self) -> None:
         """In a new child: be there for the parent, and say so."""
         self._program.handle_sigurg()
-        self._upstream.say_online()
+        try:
+            os.write(self._connection, ONLINE)
+            # The signal that goes with it came, maybe, before there was a handler.
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            spoken_to = poll.poll(0)
+        except OSError:
+            return  # the parent is gone already
+        if spoken_to:
+            self.attend()
 
     def attend(self) -> None:
         """From now on let the watcher read what the parent says. Idempotent."""
-        self._upstream.attend()
+        self._ears()  # now, before the program puts gevent's locks in the place of the threads'
+        self._line().attend()
 
     def run_program(self, run: Callable[[], object]) -> None:
         """Run what this process is for."""
@@ -141,91 +170,98 @@ class Worker:
 
         As in Node, where a worker that listens to messages lives until it is disconnected.
         """
-        if self._emitter.has("message"):
+        if self._made_ears is not None and self._made_ears.emitter.has("message"):
             self.attend()
-            self._leaving.wait()
+            self._ears().leaving.wait()
 
     def flush(self) -> None:
         """Hand to the kernel what is queued for the parent, before the process ends."""
-        self._upstream.flush()
+        if self._upstream is not None:
+            self._upstream.flush()
 
     def tell(self, message: object) -> None:
         """Send a control message to the parent."""
-        self._upstream.tell(message)
+        self._line().tell(message)
 
     def request(self, body: object) -> object:
         """Ask the root master, and wait for its answer."""
-        return self._upstream.request(body)
+        return self._line().request(body)
 
     def request_then(self, body: object, route: messages.Route, future: Future[object]) -> None:
         """Ask the root master for a worker below this one."""
-        self._upstream.request_then(body, route, future)
+        self._line().request_then(body, route, future)
+
+    def _line(self) -> Upstream:
+        """The line to the parent, made at the first call: most plain processes need none."""
+        if self._upstream is None:
+            from mpcluster import hearing
+
+            with self._making:
+                if self._upstream is None:
+                    self._upstream = hearing.line(self, self._connection, self._settings)
+                    # The parent may not watch its end yet: nobody there has cared so far.
+                    os.eventfd_write(self._bell, 1)
+                    descriptors.close(self._bell)
+        return self._upstream
+
+    def _ears(self) -> _Ears:
+        if self._made_ears is None:
+            with self._making:
+                if self._made_ears is None:
+                    self._made_ears = _Ears(self._subscribed)
+        return self._made_ears
 
     # -- the watcher's thread ----------------------------------------------------------------
 
-    def _handle(self, received: Received | None) -> None:
-        if received is None:
-            # A root master's death does not come here: the leash is quicker.
-            if not self._leaving.is_set():
-                self._program.end_at_once()
-        elif received.error is not None:
-            report(f"a message of the master to worker {self.id}", received.error, self)
-        elif received.kind is Kind.USER:
-            self._emit("message", received.message, weight=received.size)
-        elif isinstance(received.message, messages.Disconnect):
-            self._leave()
-        else:
-            logger.warning("unknown control message of the master: %r", received.message)
+    def lose_parent(self) -> None:
+        """The parent has closed its end, or is gone."""
+        # A root master's death does not come here: the leash is quicker.
+        if not self._ears().leaving.is_set():
+            self._program.end_at_once()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Asked to go: let the program's own handler do it, or drain. Once."""
-        if self._leaving.is_set():
+        if self._ears().leaving.is_set():
             return
-        self._leaving.set()
+        self._ears().leaving.set()
         own: Callable[[], None] | None = None
-        if self._emitter.has("disconnect"):
-            own = lambda: self._emit("disconnect")  # noqa: E731
-        drain.begin(user_callback=own, finished=self._program.end)
+        if self._ears().emitter.has("disconnect"):
+            own = lambda: self.emit("disconnect")  # noqa: E731
+        from mpcluster import drain
+
+        drain.begin(user_callback=own, finished=self._program.end, main=self._program.main)
 
     def _subscribed(self, _event: str) -> None:
         self.attend()
         watcher.current().call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
-        for _, event, args in self._kept.take(lambda _, event: self._emitter.has(event)):
+        for _, event, args in self._ears().kept.take(
+            lambda _, event: self._ears().emitter.has(event)
+        ):
             self._deliver(event, args)
 
-    def _emit(self, event: str, *args: object, weight: int = 0) -> None:
-        if not self._emitter.has(event):
-            self._kept.keep(self.id, self, event, args, weight=weight)
+    def emit(self, event: str, *args: object, weight: int = 0) -> None:
+        """Call who listens to ``event``, or keep it for the first that will."""
+        if not self._ears().emitter.has(event):
+            self._ears().kept.keep(self.id, self, event, args, weight=weight)
             return
-        if self._kept:
+        if self._ears().kept:
             self._hand_over()
         self._deliver(event, args)
 
     def _deliver(self, event: str, args: tuple[object, ...]) -> None:
-        for callback in self._emitter.take(event):
+        for callback in self._ears().emitter.take(event):
             call(callback, *args)
-
-
-_current: Worker | None = None
 
 
 def current() -> Worker | None:
     """Return this process as a worker, or ``None`` in a master."""
-    return _current
+    return perprocess.mine().get(__name__)
 
 
-def enter(number: int, connection: Connection[Any, Any], settings: Settings) -> Worker:
+def enter(number: int, connection: int, settings: Settings) -> Worker:
     """In a new child, first of all: this process is worker ``number`` of its parent."""
-    global _current
-    _current = Worker(number, connection, settings)
-    return _current
-
-
-def _after_fork_in_child() -> None:
-    global _current
-    _current = None
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+    myself = Worker(number, connection, settings)
+    perprocess.mine()[__name__] = myself
+    return myself

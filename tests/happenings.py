@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mpcluster import ending, family, watcher
+from mpcluster import ending, family, perprocess, watcher
 from mpcluster.events import KeptEvents
 from mpcluster.family import Family
 from mpcluster.process import ClusterProcess
@@ -25,7 +25,7 @@ PATIENCE = 30.0
 def relatives_fixture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
     """A family for this test alone: ids from 1, no callbacks, no settings, nothing kept."""
     mine = Family()
-    monkeypatch.setattr(family, "_current", mine)
+    monkeypatch.setitem(perprocess.mine(), family.__name__, mine)
     # The program that runs the tests is not this cluster's master.
     monkeypatch.setattr(ending, "prepare", lambda _release: None)
     yield mine

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import pickle
 
 import pytest
 
@@ -20,8 +20,19 @@ def test_changes_are_cumulative_and_leave_the_record_before_as_it_was() -> None:
 
 
 def test_a_record_cannot_be_changed_in_place() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Settings().kill_timeout = 3  # type: ignore[misc]
+    settings = Settings()
+    with pytest.raises(AttributeError, match=r"changed by setup\(kill_timeout=3\)"):
+        settings.kill_timeout = 3
+    with pytest.raises(AttributeError, match="kill_timeout is a setting"):
+        del settings.kill_timeout
+    assert settings == Settings()
+
+
+def test_a_record_survives_pickling_and_shows_what_it_holds() -> None:
+    settings = Settings(kill_timeout=2)
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert {settings, Settings(kill_timeout=2), Settings()} == {settings, Settings()}
+    assert repr(settings).startswith("Settings(scheduling='auto', kill_timeout=2, channel_limit=")
 
 
 def test_an_unknown_setting_is_refused_with_the_list_of_those_there_are() -> None:

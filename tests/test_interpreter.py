@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mpcluster.process import ClusterProcess
+from tests.running import python
 
 SLOW_MODULE = """
 import threading
@@ -200,3 +201,19 @@ def test_a_workers_signals_are_not_those_of_the_masters_event_loop(tmp_path: Pat
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
     assert done.stdout.split() in (["15"], ["Signals.SIGTERM"])
     assert not done.stderr
+
+
+def test_a_thread_that_threading_knows_nothing_of_is_counted() -> None:
+    """It may be printing, too, when a worker is forked."""
+    done = python("""
+        import _thread, threading
+        from mpcluster import interpreter
+
+        before = interpreter.count_threads()
+        started, go_on = threading.Event(), threading.Event()
+        _thread.start_new_thread(lambda: (started.set(), go_on.wait()), ())
+        started.wait()
+        print(interpreter.count_threads() - before, threading.active_count())
+        go_on.set()
+    """)
+    assert (done.stdout, done.stderr) == ("1 1\n", "")

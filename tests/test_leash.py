@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import select
 import signal
@@ -108,7 +109,8 @@ def test_without_proc_it_is_told_and_the_worker_lives(monkeypatch: pytest.Monkey
 
     warnings: list[str] = []
     monkeypatch.setattr(os, "open", no_proc)
-    monkeypatch.setattr(leash.logger, "warning", lambda text, *args: warnings.append(text % args))
+    logger = logging.getLogger("mpcluster")
+    monkeypatch.setattr(logger, "warning", lambda text, *args: warnings.append(text % args))
     leash.wear()
     assert "this worker may outlive its master" in warnings[0]
 

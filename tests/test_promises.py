@@ -442,7 +442,7 @@ def raw(data: bytes) -> None:
     """Write bytes past the channel, as a worker gone mad would."""
     worker = cluster.worker
     assert worker is not None
-    upstream: Any = worker._upstream
+    upstream: Any = worker._line()
     os.write(upstream._channel().fileno(), data)
 
 

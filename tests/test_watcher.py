@@ -157,6 +157,67 @@ def test_calls_come_in_their_order_and_one_at_a_time(the_watcher: Watcher) -> No
     assert diary.events == list(range(500))
 
 
+def test_an_idle_call_wakes_nobody_and_comes_when_the_thread_is_awake(
+    the_watcher: Watcher,
+) -> None:
+    passed = threading.Event()
+    the_watcher.call_soon(passed.set)
+    assert passed.wait(PATIENCE)
+    order: list[str] = []
+    the_watcher.call_idly(lambda: order.append("idly"))
+    assert select.select([the_watcher._wake_fd], [], [], 0)[0] == []
+    done = threading.Event()
+    the_watcher.call_soon(done.set)
+    assert done.wait(PATIENCE)
+    assert order == ["idly"]
+
+
+def test_who_waits_to_be_woken_is_called_once_by_whoever_wakes(the_watcher: Watcher) -> None:
+    diary = Diary()
+    the_watcher.when_woken(1000, diary.writer("woken"))
+    the_watcher.when_woken(1001, diary.writer("removed"))
+    the_watcher.remove(1001)
+    the_watcher.call_soon(diary.writer("first"))
+    diary.until("first")
+    the_watcher.call_soon(diary.writer("second"))
+    diary.until("second")
+    assert diary.events == ["woken", "first", "second"]
+
+
+def test_what_the_watcher_watches_wakes_nobody_else(
+    the_watcher: Watcher, pipe: tuple[int, int]
+) -> None:
+    read_end, write_end = pipe
+    diary = Diary()
+    the_watcher.add(read_end, read_into(diary, read_end, the_watcher))
+    the_watcher.call_soon(diary.writer("started"))
+    diary.until("started")
+    the_watcher.when_woken(1000, diary.writer("woken"))
+    os.write(write_end, b"x")
+    diary.until_count(2)
+    assert ("woken",) not in diary.lines
+    the_watcher.remove(read_end)
+    the_watcher.remove(1000)
+
+
+def test_a_child_that_was_let_have_the_bell_wakes_by_it(
+    the_watcher: Watcher, pipe: tuple[int, int]
+) -> None:
+    diary = Diary()
+    the_watcher.add(pipe[0], lambda _events: None)  # so that there is a thread
+    the_watcher.call_soon(diary.writer("started"))
+    diary.until("started")
+    the_watcher.when_woken(1000, diary.writer("woken"))
+    with descriptors.keep(the_watcher.bell):
+        pid = os.fork()
+    if pid == 0:
+        os.eventfd_write(the_watcher.bell, 1)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    diary.until("woken")
+    the_watcher.remove(pipe[0])
+
+
 def test_a_call_from_within_comes_after_what_is_under_way(the_watcher: Watcher) -> None:
     diary = Diary()
 

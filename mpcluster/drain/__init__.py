@@ -94,7 +94,12 @@ def install() -> None:
     closing.install()
 
 
-def begin(*, user_callback: Callable[[], None] | None, finished: Callable[[], None]) -> None:
+def begin(
+    *,
+    user_callback: Callable[[], None] | None,
+    finished: Callable[[], None],
+    main: int | None = None,
+) -> None:
     """Take no new connection from now on, finish what is under way, then end the program.
 
     In the worker, in any thread; returns at once. A second call does nothing.
@@ -103,9 +108,11 @@ def begin(*, user_callback: Callable[[], None] | None, finished: Callable[[], No
         user_callback: The program's own way to leave; called here, replaces the rest.
         finished: Called in a thread of its own when nothing is left to do but to exit. Not
             called where the program is left to end by itself.
+        main: The ident of the main thread, where this was not yet imported at the fork.
     """
     if not state.begin():
         return
+    signals.note_main(main)
     parking.park()
     if user_callback is not None:
         user_callback()

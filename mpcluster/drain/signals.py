@@ -7,7 +7,7 @@ import signal
 import threading
 from _thread import get_ident  # the threads' own
 
-__all__ = ["note_inherited", "program_handles_sigterm", "send_sigterm"]
+__all__ = ["note_inherited", "note_main", "program_handles_sigterm", "send_sigterm"]
 
 _inherited: object = None
 #: The main thread of a forked child; `threading` may be gevent's by now, and name a greenlet.
@@ -18,6 +18,12 @@ def note_inherited() -> None:
     """In a new worker, before its program: what is there now is not the program's own."""
     global _inherited
     _inherited = signal.getsignal(signal.SIGTERM)
+
+
+def note_main(ident: int | None) -> None:
+    """Learn the main thread of this process, where no fork has told."""
+    global _main
+    _main = _main or ident
 
 
 def program_handles_sigterm() -> bool:

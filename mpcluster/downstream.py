@@ -1,0 +1,131 @@
+"""The channel to one worker, from its parent's side: what it says, and what it is told.
+
+Made, and imported, when a worker says more than that it runs, or is told something; until
+then :mod:`mpcluster.life` holds the bare descriptor.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from mpcluster import family, messages, watcher
+from mpcluster.address import Address
+from mpcluster.channel import Channel
+from mpcluster.configuration import Settings
+from mpcluster.errors import ChannelClosedError
+from mpcluster.events import report
+from mpcluster.logs import logger
+from mpcluster.states import Step
+from mpcluster.wire import Kind, Received
+
+if TYPE_CHECKING:
+    from mpcluster.life import Life
+    from mpcluster.process import ClusterProcess
+
+__all__ = ["Downstream"]
+
+
+class Downstream:
+    """What is said between a worker and its parent.
+
+    Args:
+        life: The worker's. It is told the worker's steps, and forgets this at the end.
+        process: The worker.
+        fd: This side's end of the line; taken over.
+        label: Who is at the other end.
+        settings: Those that the worker was forked with.
+    """
+
+    def __init__(
+        self, life: Life, process: ClusterProcess, fd: int, label: str, settings: Settings
+    ) -> None:
+        self.channel = Channel(
+            fd, label=label, limit=settings.channel_limit, send_timeout=settings.send_timeout
+        )
+        self.channel.read_elsewhere = True
+        self.channel.on_backlog = self._want_write
+        self.channel.must_not_wait = watcher.in_thread
+        self._life = life
+        self._process = process
+        # What has come and is not yet told. A callback may close this worker's process,
+        # which tells the rest and the end within: order holds for it too.
+        self._arrived: deque[Received] = deque()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.channel!r}>"
+
+    # -- any thread ------------------------------------------------------------------------
+
+    def send(self, message: object) -> None:
+        """Send a user's message; errors as ``Channel.send``."""
+        self.channel.send(message)
+
+    # -- the watcher's thread ------------------------------------------------------------------
+
+    def order(self, message: object) -> bool:
+        """Send a control message; False if the worker has closed its end."""
+        try:
+            self.channel.send(message, Kind.CONTROL, may_wait=False)
+        except ChannelClosedError:
+            return False
+        return True
+
+    def on_ready(self, events: int) -> None:
+        """Write what waits, take in what has come."""
+        if events & watcher.WRITABLE:
+            # In this order: a sender that finds no room in between asks for it anew.
+            watcher.current().modify(self.channel.fileno(), watcher.READABLE)
+            if not self.channel.flush():
+                self._want_write(self.channel)
+        if events & watcher.READABLE:
+            self.take_in()
+
+    def take_in(self) -> bool:
+        """Handle what is there on the channel; returns whether there was anything."""
+        try:
+            batch = self.channel.receive()
+        except Exception as error:  # noqa: BLE001
+            # Ours to mend, and no reason to stop watching this worker, or to spin.
+            report(f"the {self.channel} failed; it is closed", error, self._process)
+            self._life.lose_channel()
+            return False
+        self._arrived += batch
+        while self._arrived:
+            self._handle(self._arrived.popleft())
+        if self.channel.eof:
+            self._life.lose_channel()
+        return bool(batch)
+
+    def end(self) -> None:
+        """The channel is closed, and the worker's death about to be told."""
+        self.channel.on_backlog = None
+
+    def _want_write(self, channel: Channel) -> None:
+        watcher.current().modify(channel.fileno(), watcher.READABLE | watcher.WRITABLE)
+
+    def _handle(self, received: Received) -> None:
+        message = received.message
+        if received.error is not None:
+            report(f"a message of {self.channel.label}", received.error, self._process)
+        elif received.kind is Kind.USER:
+            self._life.emit("message", message, weight=received.size)
+        else:
+            try:
+                self._follow(message)
+            except Exception as error:  # noqa: BLE001
+                report(f"control message {message!r} of {self.channel.label}", error, self._process)
+
+    def _follow(self, message: object) -> None:
+        """Do what a control message says."""
+        if isinstance(message, messages.Online):
+            self._life.come_online()
+        elif isinstance(message, messages.Listening):
+            self._life.step(Step.LISTEN)
+            self._life.emit("listening", Address.of(message.family, message.sockname))
+        elif isinstance(message, messages.Leaving):
+            self._life.ask_to_leave(None)
+        elif isinstance(message, messages.Request | messages.Release | messages.Gone):
+            family.upward.answer(self._process, message)
+        else:
+            logger().warning("unknown control message of %s: %r", self.channel.label, message)

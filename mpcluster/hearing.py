@@ -1,0 +1,38 @@
+"""What a worker hears from its parent, and what it does about it.
+
+Imported with the channel, when the worker first has something to say or to listen to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpcluster import messages
+from mpcluster.configuration import Settings
+from mpcluster.events import report
+from mpcluster.logs import logger
+from mpcluster.upstream import Upstream
+from mpcluster.wire import Kind, Received
+
+if TYPE_CHECKING:
+    from mpcluster.workerside import Worker
+
+__all__ = ["line"]
+
+
+def line(worker: Worker, connection: int, settings: Settings) -> Upstream:
+    """Make the line of ``worker`` to its parent out of the descriptor ``connection``."""
+
+    def handle(received: Received | None) -> None:
+        if received is None:
+            worker.lose_parent()
+        elif received.error is not None:
+            report(f"a message of the master to worker {worker.id}", received.error, worker)
+        elif received.kind is Kind.USER:
+            worker.emit("message", received.message, weight=received.size)
+        elif isinstance(received.message, messages.Disconnect):
+            worker.leave()
+        else:
+            logger().warning("unknown control message of the master: %r", received.message)
+
+    return Upstream(connection, settings, handle)
