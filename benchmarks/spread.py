@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -97,7 +98,8 @@ def run(policy: str, server: str, workers: int, cost: float) -> None:
 
     @cluster.on("listening")
     def listening(worker: Any, address: Any) -> None:
-        os.write(1, json.dumps([worker.pid, address.port]).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # it is being ended
+            os.write(1, json.dumps([worker.pid, address.port]).encode() + b"\n")
 
     @cluster.on("death")
     def death(_worker: Any) -> None:
