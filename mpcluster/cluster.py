@@ -296,8 +296,8 @@ def listen(
     backlog: int | None = None,
     exclusive: bool = False,
     scheduling: object = None,
-    max_connections: int | None = None,
     mode: int | None = None,
+    max_connections: int | None = None,
 ) -> socket.socket:
     """Return a bound, listening socket, shared with every worker that asks for the address.
 

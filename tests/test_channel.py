@@ -792,16 +792,16 @@ def test_a_backlog_is_told_once_until_it_is_gone(pair: Pair) -> None:
 
 def test_a_sender_wakes_on_credit_that_another_thread_receives(pair: Pair) -> None:
     """The watcher reads; who waits for credit alone waits for the watcher."""
-    pair.here.limit = MEBI
+    pair.here._credit.limit = MEBI
     pair.here.read_elsewhere = True
     pair.here.on_readable = lambda _: pytest.fail("the watcher reads")
     pair.here.send(bytes(MEBI))
     waiting = threading.Event()
     wait = pair.here._credit.wait
 
-    def told_wait(timeout: float | None = None) -> bool:
+    def told_wait(seconds: float) -> None:
         waiting.set()
-        return wait(timeout)
+        wait(seconds)
 
     pair.here._credit.wait = told_wait  # type: ignore[method-assign]
     sender = threading.Thread(target=pair.here.send, args=(bytes(MEBI),))

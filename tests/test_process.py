@@ -709,7 +709,7 @@ def test_a_backlog_told_while_the_watcher_flushes_is_not_forgotten(
             if message is None:
                 os._exit(0)
             total += len(message)
-            if total == 2_000_000:
+            if total == 10_000_000:
                 mpcluster.send(total)
 
         worker.on("message", counted)
@@ -736,14 +736,14 @@ def test_a_backlog_told_while_the_watcher_flushes_is_not_forgotten(
             return done
 
         def send_much(piece: bytes) -> None:
-            for _ in range(200):
+            for _ in range(1000):  # more than the kernel has room for
                 one.send(piece)
 
         monkeypatch.setattr(channel, "flush", flush_then_send)
         send_much(b"x" * 5000)
         release_me.open()
         assert sent.wait(PATIENCE)
-        diary.until("message", 2_000_000)
+        diary.until("message", 10_000_000)
         one.send(None)
         diary.until("death")
 

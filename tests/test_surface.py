@@ -37,7 +37,7 @@ SIGNATURES: dict[str, tuple[Callable[..., object], str]] = {
         cluster.listen,
         (
             f"(address, *, type={socket.SOCK_STREAM!r}, family=None, backlog=None, exclusive=False, "
-            "scheduling=None, mode=None)"
+            "scheduling=None, mode=None, max_connections=None)"
         ),
     ),
     "setup": (cluster.setup, "(**changes)"),
@@ -85,6 +85,7 @@ def test_the_settings_are_these_with_these_defaults() -> None:
         "channel_limit": 64 << 20,
         "send_timeout": 30.0,
         "listener_grace": 30.0,
+        "max_connections": None,
     }
 
 
