@@ -7,6 +7,7 @@ and is there in the interpreter's own test suite. A version that moves one fails
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import io
 import logging
@@ -15,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from multiprocessing import util
 from types import FrameType
 from typing import Any
@@ -22,10 +24,13 @@ from typing import Any
 __all__ = [
     "become_main_thread",
     "die_of_sigint",
+    "end_threads",
+    "flush_open_files",
     "flush_std_streams",
     "forget_imports_of_other_threads",
     "hold_logging",
     "leave_event_loop",
+    "leave_finalizers",
     "let_go_of_logging",
     "let_go_of_stdin",
     "main_frame",
@@ -51,6 +56,37 @@ def renew_exit_functions() -> None:
     """In a child: forget what the parent had registered with ``atexit``."""
     atexit._clear()
     atexit.register(util._exit_function)  # type: ignore[attr-defined]
+
+
+def leave_finalizers() -> None:
+    """In a child, after :func:`renew_exit_functions`: finalizers run at exit, but its own only.
+
+    Those of the parent's temporary directories and the like are the parent's to run.
+    """
+    finalize: Any = weakref.finalize
+    for finalizer in list(finalize._registry):
+        finalizer.atexit = False
+    finalize._registered_with_atexit = True
+    atexit.register(finalize._exitfunc)
+
+
+def end_threads() -> None:
+    """Wait for the threads that are no daemons, as at a process's end."""
+    threading._shutdown()  # type: ignore[attr-defined]
+
+
+def flush_open_files() -> None:
+    """Flush the files that were never closed, as an interpreter does at its end.
+
+    Those that were opened before ``gc.freeze()`` are left alone: they are the parent's.
+    """
+    kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+    for file in [thing for thing in gc.get_objects() if isinstance(thing, kinds)]:
+        try:
+            if not file.closed:
+                file.flush()
+        except (OSError, ValueError):
+            pass  # its descriptor was closed behind its back, or nobody reads any more
 
 
 def run_exit_functions() -> None:

@@ -22,7 +22,7 @@ import signal
 
 from mpcluster import descriptors
 
-__all__ = ["hold", "wear"]
+__all__ = ["become_root", "hold", "wear"]
 
 logger = logging.getLogger("mpcluster")
 
@@ -59,6 +59,18 @@ def wear() -> None:
     with contextlib.suppress(BlockingIOError):  # nothing to read: somebody could write
         os.read(own_end, 1)
         os.kill(os.getpid(), signal.SIGKILL)  # it ended before the registration
+
+
+def become_root() -> None:
+    """In a process that wears a leash: hold one of its own for the workers that it may fork.
+
+    It is still killed with its master; but its workers end with it, not only with that one.
+    """
+    global _read_end
+    with descriptors.opening():
+        if _read_end is not None:
+            descriptors.close(_read_end)
+            _read_end = None
 
 
 def _after_fork_in_child() -> None:
