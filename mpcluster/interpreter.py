@@ -34,6 +34,7 @@ __all__ = [
     "let_go_of_logging",
     "let_go_of_stdin",
     "main_frame",
+    "open_std_streams",
     "renew_exit_functions",
     "renew_std_streams",
     "run_exit_functions",
@@ -215,6 +216,20 @@ def renew_std_streams() -> None:
             handler = reference()
             if getattr(handler, "stream", None) is old:
                 handler.stream = fresh
+
+
+def open_std_streams() -> None:
+    """In a child whose descriptors 0 to 2 have been replaced: read and write through new objects.
+
+    The old ones may be those of whoever captured the parent's output.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        _left_behind.append(getattr(sys, name))  # its finalizer would close the descriptor
+        mode, buffering = ("r", -1) if fd == 0 else ("w", 1)
+        errors = "backslashreplace" if fd == 2 else "strict"
+        fresh = open(fd, mode, buffering, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, fresh)
+        setattr(sys, f"__{name}__", fresh)
 
 
 _left_behind: list[object] = []

@@ -7,16 +7,14 @@ on where the template stopped.
 
 from __future__ import annotations
 
-import os
 import pathlib
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from execnet.gateway_base import get_execmodel
 
-from mpcluster.testing import safety, shared
+from mpcluster.testing import capture, safety, shared
 from mpcluster.testing.template import Template
 from mpcluster.testing.worker import WorkerSide, become_xdist_worker
 
@@ -79,8 +77,10 @@ class _Fork:
 def run(template: Template) -> WorkerSide:
     """Configure, collect, fork. Returns in a worker, when its session is over."""
     plan = template.plan
-    if plan.config.getoption("capture") != "no":
-        _mute()
+    # Its terminal reporter writes to nobody, as a worker's does.
+    muted = (lambda: None) if capture.is_live(plan.config) else capture.mute
+    capture.renew(plan.config, plan.conftest_output, between=muted)
+    plan.conftest_output = ("", "")
     workerinput: Any = template.wait_for_input()
     kept = _Kept()
     interactor = become_xdist_worker(plan, workerinput, None, kept)
@@ -101,14 +101,6 @@ def run(template: Template) -> WorkerSide:
     else:
         worker.fail(error)
     return worker
-
-
-def _mute() -> None:
-    """The template's own terminal reporter writes to nobody, as a worker's does."""
-    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    os.dup2(null, 1)
-    os.close(null)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
 
 
 def _move_temporary_directory(config: Any, basetemp: str | None) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ import execnet
 import pytest
 
 from mpcluster import descriptors
-from mpcluster.testing import crashes, orders, sessionmark
+from mpcluster.testing import capture, crashes, orders, sessionmark
 from mpcluster.testing.events import Event, EventQueue
 from mpcluster.testing.gateways import ForkingGroup
 from mpcluster.testing.line import ControllerEnd
@@ -48,7 +49,7 @@ class Controller:
         self._config = plan.config
         self._control = control
         self._timeout = timeout
-        self._live = self._config.getoption("capture") == "no"
+        self._live = capture.is_live(self._config)
         self._ends: dict[str, ControllerEnd] = {}
         self._running: dict[str, crashes.Running] = {}
         self._lines = Lines(self._config)
@@ -65,7 +66,7 @@ class Controller:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_xdist_setupnodes(self) -> None:
-        """xdist is about to make its workers: by way of a group that forks."""
+        """Before xdist makes its workers: it shall make them by way of a group that forks."""
         manager = self._config.pluginmanager.getplugin("dsession").nodemanager
         if len(manager.group):
             raise pytest.UsageError("--px cannot be used with --mpcluster: leave one of them out")
@@ -91,7 +92,7 @@ class Controller:
         stream, their_stream = socket.socketpair()
         news, their_news = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         errors, their_errors = os.pipe2(os.O_CLOEXEC)
-        outputs = {errors: partial(self._on_stderr, name)}
+        outputs: dict[int, Callable[[bytes], None]] = {errors: partial(self._on_stderr, name)}
         if self._live:
             output, their_output = os.pipe2(os.O_CLOEXEC)
             outputs[output] = partial(self._on_output, name)
@@ -99,7 +100,9 @@ class Controller:
             their_output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         end = self._ends[name] = ControllerEnd(name, execmodel, stream, news, outputs)
         theirs = (their_stream.fileno(), their_news.fileno(), their_output, their_errors)
-        order = orders.Launch(name, env=dict(spec.env), nice=int(spec.nice or 0))
+        order = orders.Launch(
+            name, env={key: str(value) for key, value in spec.env.items()}, nice=int(spec.nice or 0)
+        )
         try:
             self._order(order, theirs)
         finally:
@@ -204,5 +207,3 @@ def _write_all(fd: int, data: bytes) -> None:
             data = data[os.write(fd, data) :]
     except OSError:
         pass  # nobody reads this program's stderr any more
-
-

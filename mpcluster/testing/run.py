@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 import pytest
 
 from mpcluster import descriptors, forking, interpreter, leash
-from mpcluster.testing import safety, seams
+from mpcluster.testing import capture, safety, seams
 from mpcluster.testing.terminal import Terminal
 
 __all__ = ["on_forked_workers"]
@@ -69,7 +69,7 @@ def _is_distributing(option: Any) -> bool:
     if option.collectonly:
         return False
     if option.numprocesses is not None:
-        return option.numprocesses != 0
+        return bool(option.numprocesses != 0)
     return bool(option.tx) and (option.distload or option.dist != "no")
 
 
@@ -94,7 +94,7 @@ def _fork_template(
     # Before the fork, so that it is not imported by each process.
     from mpcluster.testing.worker import Plan
 
-    output = _take_captured(config)
+    output = capture.take(config)
     plan = Plan(config, mode, usepdb, output, terminal, signal.getsignal(signal.SIGINT))
     with descriptors.opening():
         ours, theirs = socket.socketpair()
@@ -107,7 +107,7 @@ def _fork_template(
     if pid == 0:
         _be_template(plan, theirs)
     descriptors.close(theirs)
-    _give_captured(config, output)
+    capture.renew(config, output)
     return ours, pid, plan
 
 
@@ -131,31 +131,6 @@ def _be_template(plan: Any, control: socket.socket) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(1)
-
-
-def _take_captured(config: pytest.Config) -> tuple[str, str]:
-    """Take what was captured so far: the file that it is in will be the template's."""
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if capture is None:
-        return "", ""
-    out, err = capture.read_global_capture()
-    return out, err
-
-
-def _give_captured(config: pytest.Config, output: tuple[str, str]) -> None:
-    """In the controller: capture to files of its own from now on, and put it back there."""
-    import sys
-
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if capture is None:
-        return
-    capture.stop_global_capturing()
-    capture.start_global_capturing()
-    for stream, text in zip((sys.stdout, sys.stderr), output, strict=True):
-        if text and capture.is_globally_capturing():
-            stream.write(text)
-            stream.flush()
-    capture.suspend_global_capture()
 
 
 def _wait_for_template(pid: int) -> None:

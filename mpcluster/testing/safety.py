@@ -24,9 +24,7 @@ from pytest_mpcluster import ForkSafetyWarning
 
 __all__ = ["find", "warn"]
 
-_ADVICE: Final = (
-    "Make it in a fixture, or in the hook pytest_mpcluster_after_fork (docs/pytest.md)"
-)
+_ADVICE: Final = "Make it in a fixture, or in the hook pytest_mpcluster_after_fork (docs/pytest.md)"
 
 #: Libraries with threads of their own, by a part of their file's name; what is told of them.
 #: None: known to let go of its threads at a fork, so nothing is told.
@@ -63,7 +61,11 @@ def warn(config: pytest.Config) -> None:
 
 def find() -> list[str]:
     """Return what a fork of this process cannot take along, each as a part of a sentence."""
-    loops = [thing for thing in _instances("asyncio.base_events", "BaseEventLoop") if not thing.is_closed()]
+    loops = [
+        thing
+        for thing in _instances("asyncio.base_events", "BaseEventLoop")
+        if not thing.is_closed()
+    ]
     return [
         *_python_threads(),
         *_native_threads(),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
 from importlib import metadata
 from typing import Final
 
@@ -19,6 +18,8 @@ import pytest
 from mpcluster.errors import EngineUnavailableError
 
 __all__ = ["check"]
+
+_PACKAGES: Final = ("pytest-xdist", "execnet")
 
 #: module, name in it, and the parameters that it must have (those that we pass).
 _USED: Final = (
@@ -71,9 +72,9 @@ def check(option: object) -> None:
             "--mpcluster needs the plugin of pytest-xdist, which is turned off here: leave out "
             "-p no:xdist, or add -p xdist.plugin where plugins are not loaded by themselves"
         )
-    missing = [f"{module}.{name}" for module, name, wanted in _USED if not _has(module, name, wanted)]
+    missing = [f"{module}.{name}" for module, name, used in _USED if not _has(module, name, used)]
     if missing:
-        versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("pytest-xdist", "execnet"))
+        versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
         raise pytest.UsageError(
             f"--mpcluster does not know this pytest-xdist ({versions}): {', '.join(missing)} "
             "is not as it was. Leave out --mpcluster, or install pytest-xdist 3.8 and execnet 2.1"
@@ -87,9 +88,4 @@ def _has(module: str, name: str, wanted: tuple[str, ...]) -> bool:
             found = getattr(found, part)
     except (ImportError, AttributeError):
         return False
-    return set(wanted) <= _parameters(found)
-
-
-def _parameters(found: object) -> set[str]:
-    assert isinstance(found, Callable)  # type: ignore[arg-type]
-    return set(inspect.signature(found).parameters)
+    return callable(found) and set(wanted) <= set(inspect.signature(found).parameters)

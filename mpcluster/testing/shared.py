@@ -7,6 +7,7 @@ template's, when the last worker is gone.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ class SharedFixtures:
 
     def __init__(self, session: pytest.Session) -> None:
         self._session: Any = session
-        self._state = self._session._setupstate
+        self._state = self._session._setupstate  # noqa: SLF001
         self._made = False
 
     def set_up(self) -> None:
@@ -28,16 +29,14 @@ class SharedFixtures:
             if not self._made:
                 self._state.setup(self._session)
                 self._made = True
-            try:
-                item._request.getfixturevalue(name)
-            except Exception:  # noqa: BLE001, PERF203
-                # It is kept as the fixture's result, and met by each test that asks for it.
-                continue
+            # An error is kept as its result, and met by each test that asks for it.
+            with contextlib.suppress(Exception):
+                item._request.getfixturevalue(name)  # noqa: SLF001
 
     def _wanted(self) -> dict[str, Any]:
         wanted: dict[str, Any] = {}
         for item in self._session.items:
-            definitions = getattr(item, "_fixtureinfo", None)
+            definitions: Any = getattr(item, "_fixtureinfo", None)
             for name in definitions.names_closure if definitions is not None else ():
                 if name in wanted:
                     continue

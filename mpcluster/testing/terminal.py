@@ -236,7 +236,7 @@ class Quiet:
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self) -> None:
         """Before everybody."""
-        self._real, sys.stdout = sys.stdout, self._stream  # type: ignore[assignment]
+        self._real, sys.stdout = sys.stdout, self._stream
 
     def restore(self) -> None:
         """After everybody."""

@@ -31,7 +31,7 @@ from execnet.gateway_base import (
 )
 
 from mpcluster import descriptors, interpreter, leash
-from mpcluster.testing import orders, sessionmark, terminal
+from mpcluster.testing import capture, orders, sessionmark, terminal
 from mpcluster.testing.line import WorkerEnd
 
 __all__ = ["Job", "Plan", "TestWorker", "WorkerSide"]
@@ -136,14 +136,13 @@ class WorkerSide:
         signal.signal(signal.SIGINT, self.plan.sigint or signal.default_int_handler)
         interpreter.renew_exit_functions()
         interpreter.leave_finalizers()
-        capture = self.plan.config.pluginmanager.getplugin("capturemanager")
-        if capture is not None:
-            capture.stop_global_capturing()
-        self._take_streams()
-        if capture is not None:
-            capture.start_global_capturing()
-            self._begin_capture()
-            capture.suspend_global_capture()
+        capture.renew(
+            self.plan.config,
+            self.plan.conftest_output,
+            between=self._take_streams,
+            started=self._tell_of_capture,
+        )
+        descriptors.close(self.job.news)
         os.environ.update(self.job.env)
         if self.job.nice:
             os.nice(self.job.nice)
@@ -163,29 +162,16 @@ class WorkerSide:
         self._crash_fd = os.dup(2)
         if faulthandler.is_enabled():
             faulthandler.enable(self._crash_fd)
-        # New objects: the old ones may be those of an outer pytest that captures. They are
-        # kept, for a finalizer would close the descriptor.
-        self._old_streams = sys.stdin, sys.stdout, sys.stderr
-        sys.stdin = sys.__stdin__ = open(0, closefd=False)
-        sys.stdout = sys.__stdout__ = open(1, "w", 1, encoding="utf-8", closefd=False)
-        sys.stderr = sys.__stderr__ = open(
-            2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False
-        )
+        interpreter.open_std_streams()
 
-    def _begin_capture(self) -> None:
-        """Write anew what the conftests had written; let the controller have the files.
+    def _tell_of_capture(self) -> None:
+        """Let the controller have the files that output is captured in.
 
         Should this worker be killed, they hold what its test had written up to then.
         """
-        for stream, text in zip((sys.stdout, sys.stderr), self.plan.conftest_output, strict=True):
-            if text:
-                stream.write(text)
-                stream.flush()
-        news = socket.socket(fileno=self.job.news)
-        if self.plan.config.getoption("capture") == "fd":
-            orders.send_news(news, orders.Captured(), (1, 2))
-        descriptors.disown(self.job.news)
-        news.close()
+        with socket.socket(fileno=os.dup(self.job.news)) as news:
+            if self.plan.config.getoption("capture") == "fd":
+                orders.send_news(news, orders.Captured(), (1, 2))
 
     # -- the session -------------------------------------------------------------------------
 
@@ -261,8 +247,8 @@ def become_xdist_worker(
     config.workerinput = workerinput
     config.workeroutput = {}
     interactor = xdist.remote.WorkerInteractor(config, channel)
-    xdist.remote.interactor = interactor  # type: ignore[attr-defined]  # it sends through this
-    if config.getoption("capture") == "no":
+    xdist.remote.interactor = interactor  # it sends an internal error through this
+    if capture.is_live(config):
         terminal.Quiet(plan.terminal).register(config.pluginmanager)
     if plan.terminal.is_lent:
         config.pluginmanager.register(terminal.Borrower(plan.terminal, workerinput["workerid"]))
