@@ -136,7 +136,7 @@ class Controller:
     # -- what comes to pass -------------------------------------------------------------------
 
     def _see(self, event: Event) -> Event | None:
-        self._plan.terminal.wait_until_free()
+        self._wait_for_terminal()
         name, arguments = event
         if name == OUTPUT:
             self._lines.write(**arguments)
@@ -164,10 +164,18 @@ class Controller:
         if end is not None:
             crashes.amend(report, end, self._running.get(end.name))
 
+    def _wait_for_terminal(self) -> None:
+        """Say and do nothing while somebody debugs; that time counts for no test."""
+        waited = self._plan.terminal.wait_until_free()
+        if waited:
+            for running in self._running.values():
+                running.since += waited
+
     def _look(self) -> float | None:
         """Kill who overruns; return the seconds until the next may."""
         if self._timeout is None or not self._running:
             return None
+        self._wait_for_terminal()
         now = time.monotonic()
         waits = []
         for name, running in self._running.items():

@@ -39,6 +39,7 @@ def on_forked_workers(config: pytest.Config, mode: str) -> Iterator[None]:
             "to fork from: leave one of them out"
         )
     seams.check(config.option)
+    _count_workers(config)
     if not _is_distributing(config.option):
         yield
         return
@@ -62,6 +63,13 @@ def on_forked_workers(config: pytest.Config, mode: str) -> Iterator[None]:
         _wait_for_template(pid)
         controller.close()
         terminal.close()
+
+
+def _count_workers(config: pytest.Config) -> None:
+    """Resolve ``-n auto`` as xdist does; it may come to no workers at all."""
+    if config.option.numprocesses in ("auto", "logical"):
+        number = config.hook.pytest_xdist_auto_num_workers(config=config)
+        config.option.numprocesses = number
 
 
 def _is_distributing(option: Any) -> bool:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -103,17 +104,21 @@ class Terminal:
 
     # -- in the controller -------------------------------------------------------------------
 
-    def wait_until_free(self) -> None:
-        """Wait while a worker has the terminal."""
+    def wait_until_free(self) -> float:
+        """Wait while a worker has the terminal; return the seconds that it took."""
         if not self.is_lent:
-            return
+            return 0.0
+        waited = 0.0
         try:
             fcntl.flock(self._own_lock(), fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
+            began = time.monotonic()
             fcntl.flock(self._own_lock(), fcntl.LOCK_SH)
+            waited = time.monotonic() - began
             if os.isatty(self.streams[0]):
                 _take_back(self.streams[0])
         fcntl.flock(self._own_lock(), fcntl.LOCK_UN)
+        return waited
 
     def _own_lock(self) -> int:
         # A lock belongs to an open file description, and those are shared by a fork.

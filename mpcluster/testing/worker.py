@@ -6,8 +6,10 @@ configuration is the one that the template has parsed, all else is xdist's.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import inspect
+import logging
 import os
 import queue
 import signal
@@ -136,6 +138,7 @@ class WorkerSide:
         signal.signal(signal.SIGINT, self.plan.sigint or signal.default_int_handler)
         interpreter.renew_exit_functions()
         interpreter.leave_finalizers()
+        atexit.register(logging.shutdown)
         capture.renew(
             self.plan.config,
             self.plan.conftest_output,
