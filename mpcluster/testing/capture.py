@@ -29,6 +29,7 @@ def take(config: pytest.Config) -> tuple[str, str]:
     manager: Any = config.pluginmanager.getplugin("capturemanager")
     if manager is None:
         return "", ""
+    manager.suspend_global_capture(in_=True)  # the real stdin, too
     out, err = manager.read_global_capture()
     return out, err
 

@@ -65,13 +65,17 @@ class _Fork:
         config.workerinput.clear()
         config.workerinput.update(workerinput)
         _move_temporary_directory(config, basetemp)
+        try:
+            worker.call_hook()
+        except BaseException as error:  # noqa: BLE001  # the controller reports it
+            worker.conclude(error)
+            worker.end()
         interactor = self._interactor
         interactor.channel = worker.channel
         interactor.workerid = workerinput["workerid"]
         interactor.testrunuid = workerinput["testrunuid"]
         for item in self._kept.sent + ([] if self._template.forked else self._once):
             worker.channel.send(item)
-        worker.call_hook()
 
 
 def run(template: Template) -> WorkerSide:
@@ -95,11 +99,7 @@ def run(template: Template) -> WorkerSide:
         fork.split()
     worker = fork.worker
     assert worker is not None
-    assert worker.channel is not None
-    if error is None:
-        worker.channel.close()
-    else:
-        worker.fail(error)
+    worker.conclude(error)
     return worker
 
 

@@ -49,8 +49,7 @@ def on_forked_workers(config: pytest.Config, mode: str) -> Iterator[None]:
     usepdb, config.option.usepdb = config.option.usepdb, False
     if config.option.testrunuid is None:
         config.option.testrunuid = uuid.uuid4().hex
-    terminal = Terminal(wanted=usepdb or config.option.trace)
-    control, pid, plan = _fork_template(config, mode, terminal, usepdb=usepdb)
+    control, pid, plan = _fork_template(config, mode, usepdb=usepdb)
 
     from mpcluster.testing.controller import Controller
 
@@ -62,7 +61,7 @@ def on_forked_workers(config: pytest.Config, mode: str) -> Iterator[None]:
         control.shutdown(socket.SHUT_RDWR)
         _wait_for_template(pid)
         controller.close()
-        terminal.close()
+        plan.terminal.close()
 
 
 def _count_workers(config: pytest.Config) -> None:
@@ -97,12 +96,13 @@ def _timeout(config: pytest.Config) -> float | None:
 
 
 def _fork_template(
-    config: pytest.Config, mode: str, terminal: Terminal, *, usepdb: bool
+    config: pytest.Config, mode: str, *, usepdb: bool
 ) -> tuple[socket.socket, int, Any]:
     # Before the fork, so that it is not imported by each process.
     from mpcluster.testing.worker import Plan
 
     output = capture.take(config)
+    terminal = Terminal(wanted=usepdb or config.option.trace)
     plan = Plan(config, mode, usepdb, output, terminal, signal.getsignal(signal.SIGINT))
     with descriptors.opening():
         ours, theirs = socket.socketpair()

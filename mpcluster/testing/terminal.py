@@ -55,7 +55,10 @@ class Terminal:
 
     def borrow(self) -> None:
         """Wait for the terminal, and take it; nothing if this worker has it."""
-        if not self.is_lent or self._kept:
+        if not self.is_lent:
+            return
+        if self._kept:
+            self._lay_over()  # pytest has put its own stdin in place meanwhile
             return
         fcntl.flock(self._own_lock(), fcntl.LOCK_EX)
         for stream in (sys.stdout, sys.stderr):
@@ -64,9 +67,12 @@ class Terminal:
             self._kept = tuple(os.dup(fd) for fd in (0, 1, 2))
             for fd in self._kept:
                 descriptors.own(fd)
+        self._lay_over()
+        self._come_to_foreground()
+
+    def _lay_over(self) -> None:
         for lent, own in zip(self.streams[:3], (0, 1, 2), strict=True):
             os.dup2(lent, own)
-        self._come_to_foreground()
 
     def give_back(self) -> None:
         """Let the others have it; nothing if this worker has it not."""
@@ -182,8 +188,9 @@ class Borrower:
         self._begin()
 
     def _begin(self) -> None:
-        if not self._terminal.is_held:
-            self._terminal.borrow()
+        is_new = not self._terminal.is_held
+        self._terminal.borrow()
+        if is_new and self._terminal.is_held:
             sys.stdout.write(f"\n>>> {self._name} has the terminal, in {self._test}\n")
             sys.stdout.flush()
 

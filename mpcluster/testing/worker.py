@@ -206,21 +206,30 @@ class WorkerSide:
     def run_session(self) -> None:
         """Configure, collect, run tests: what xdist's remote module does."""
         assert self.channel is not None
+        error: BaseException | None = None
         try:
             workerinput, basetemp = self.take_input()
             self.call_hook()
             become_xdist_worker(self.plan, workerinput, basetemp, self.channel)
             self.plan.config.hook.pytest_cmdline_main(config=self.plan.config)
-        except BaseException as error:  # noqa: BLE001  # the controller reports it
-            self.fail(error)
-        else:
-            self.channel.close()
+        except BaseException as caught:  # noqa: BLE001  # the controller reports it
+            error = caught
+        self.conclude(error)
 
-    def fail(self, error: BaseException) -> None:
-        """Tell the controller why this worker cannot go on."""
+    def conclude(self, error: BaseException | None) -> None:
+        """The session is over: tell the controller so, and why if it could not go on."""
         assert self.channel is not None
-        interrupted = isinstance(error, KeyboardInterrupt)
-        self.channel.close("keyboard-interrupted" if interrupted else geterrortext(error))
+        said = None
+        if isinstance(error, KeyboardInterrupt):
+            said = "keyboard-interrupted"
+        elif error is not None:
+            said = geterrortext(error)
+        try:
+            self.channel.close(said)
+        except OSError:
+            # A test has closed the stream. The thread that receives from it may still wait
+            # there, and nobody can be told any more but by the end of this process.
+            os._exit(1)
 
     def end(self) -> NoReturn:
         """End as an interpreter ends; when the controller has said that it is over."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -236,7 +239,26 @@ class Keyboard:
         while self._read(PATIENCE):
             pass
         os.close(self.fd)
+        self.fd = -1
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def leave(self) -> None:
+        """The test is over, whatever came of it."""
+        if self.fd >= 0:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.end()
+
+
+@pytest.fixture
+def sit_down() -> Iterator[Callable[..., Keyboard]]:
+    with contextlib.ExitStack() as stack:
+
+        def sit(*arguments) -> Keyboard:
+            keyboard = Keyboard(*arguments)
+            stack.callback(keyboard.leave)
+            return keyboard
+
+        yield sit
 
 
 BREAKPOINTS = """
@@ -250,9 +272,9 @@ BREAKPOINTS = """
 
 
 @pytest.mark.parametrize("more", [(), ("-s",)])
-def test_one_worker_after_the_other_has_the_terminal_at_a_breakpoint(suite, more) -> None:
+def test_one_worker_after_the_other_has_the_terminal_at_a_breakpoint(suite, more, sit_down) -> None:
     suite.tests(BREAKPOINTS)
-    keyboard = Keyboard(suite, "-n2", f"--mpcluster={suite.mode}", *more)
+    keyboard = sit_down(suite, "-n2", f"--mpcluster={suite.mode}", *more)
     for turn in (1, 2):
         keyboard.wait_for("(Pdb)", 2 * turn - 1)
         assert keyboard.seen.count("has the terminal, in test_it.py::test_it") == turn
@@ -263,13 +285,13 @@ def test_one_worker_after_the_other_has_the_terminal_at_a_breakpoint(suite, more
     assert "2 passed" in keyboard.seen
 
 
-def test_pdb_shows_the_traceback_of_the_test_that_failed(suite) -> None:
+def test_pdb_shows_the_traceback_of_the_test_that_failed(suite, sit_down) -> None:
     suite.tests("""
         def test_it():
             culprit = "it was me"
             assert culprit == "innocent"
     """)
-    keyboard = Keyboard(suite, "-n2", f"--mpcluster={suite.mode}", "--pdb")
+    keyboard = sit_down(suite, "-n2", f"--mpcluster={suite.mode}", "--pdb")
     keyboard.wait_for("(Pdb)")
     assert "gw0 has the terminal" in keyboard.seen
     assert "AssertionError" in keyboard.seen
@@ -280,9 +302,9 @@ def test_pdb_shows_the_traceback_of_the_test_that_failed(suite) -> None:
     assert "1 failed" in keyboard.seen
 
 
-def test_ctrl_c_in_a_debugger_is_the_debuggers(forked) -> None:
+def test_ctrl_c_in_a_debugger_is_the_debuggers(forked, sit_down) -> None:
     forked.tests(BREAKPOINTS)
-    keyboard = Keyboard(forked, "-n1", "--mpcluster", "-k", "1")
+    keyboard = sit_down(forked, "-n1", "--mpcluster", "-k", "1")
     keyboard.wait_for("(Pdb)")
     keyboard.type("\x03")
     keyboard.wait_for("(Pdb)", 2)
@@ -292,14 +314,14 @@ def test_ctrl_c_in_a_debugger_is_the_debuggers(forked) -> None:
     assert keyboard.end() == 0, keyboard.seen
 
 
-def test_a_worker_killed_in_its_debugger_gives_the_terminal_back(forked) -> None:
+def test_a_worker_killed_in_its_debugger_gives_the_terminal_back(forked, sit_down) -> None:
     forked.tests("""
         import os
         def test_it():
             breakpoint()
         def test_other(): pass
     """)
-    keyboard = Keyboard(forked, "-n1", "--mpcluster")
+    keyboard = sit_down(forked, "-n1", "--mpcluster")
     keyboard.wait_for("(Pdb)")
     keyboard.type("os._exit(3)\n")
     assert keyboard.end() == pytest.ExitCode.TESTS_FAILED, keyboard.seen

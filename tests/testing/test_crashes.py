@@ -66,23 +66,27 @@ def test_what_the_setup_had_written_is_in_the_report(suite) -> None:
 
 def test_a_worker_whose_child_lives_on_is_dead_all_the_same(suite) -> None:
     suite.tests("""
-        import os, time
+        import os, pathlib, time
         def test_dies():
-            if os.fork() == 0:
-                time.sleep(30)
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
                 os._exit(0)
+            pathlib.Path(__file__).with_name("child").write_text(str(child))
             os._exit(3)
         def test_after(): pass
     """)
-    suite.run(n=1).assert_outcomes(passed=1, failed=1)
+    try:
+        suite.run(n=1).assert_outcomes(passed=1, failed=1)
+    finally:
+        os.kill(int((suite.path / "child").read_text()), signal.SIGKILL)
 
 
 def test_a_worker_that_closes_its_stream_is_replaced(suite) -> None:
     suite.tests("""
-        import os, time
+        import os
         def test_closes():
             os.closerange(3, 256)
-            time.sleep(60)
         def test_after(): pass
     """)
     suite.run(n=1).assert_outcomes(passed=1, failed=1)
