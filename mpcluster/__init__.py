@@ -10,6 +10,7 @@ The layers, lowest first; each imports only what stands above it in this list::
     processes   forking, leash, popen, family,    a worker, from both sides
                 upstream, leaving, workerside, life, process, mainprogram, context
     cluster     ending, registrar, cluster                   what a program calls
+    faces       testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
 """
 
 from __future__ import annotations

@@ -135,6 +135,7 @@ class ControllerEnd(_Stream):
         self._outputs = outputs
         self._pidfd: int | None = None
         self._told_all = False
+        self._told_to_go = False
         self._poll = select.poll()
         for fd in (stream.fileno(), news.fileno(), *outputs):
             self._poll.register(fd, select.POLLIN)
@@ -169,10 +170,16 @@ class ControllerEnd(_Stream):
     def _see_it_out(self) -> None:
         """The stream is at its end: let the report of that know how the worker ended."""
         self._poll.unregister(self._stream)
-        if self._wait_until_over(LOST_PATIENCE):
+        # Told to go, it takes what time it needs for its end; execnet waits for that.
+        if self._told_to_go or self._wait_until_over(LOST_PATIENCE):
             return
         self.kill()  # it has lost its stream, and cannot be part of the run any more
         self._wait_until_over(LOST_PATIENCE)
+
+    def close_write(self) -> None:
+        """Nothing is written any more; from now on the worker may go."""
+        self._told_to_go = True
+        super().close_write()
 
     def _wait_until_over(self, patience: float | None) -> bool:
         deadline = None if patience is None else time.monotonic() + patience

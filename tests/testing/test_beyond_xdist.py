@@ -213,7 +213,7 @@ class Keyboard:
             os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
             for name in [name for name in os.environ if name.startswith("PYTEST_")]:
                 del os.environ[name]
-            os.execv(sys.executable, [sys.executable, *suite.command(*arguments)])
+            os.execv(sys.executable, [sys.executable, *suite.command("--color=no", *arguments)])
 
     def wait_for(self, text: str, count: int = 1) -> None:
         deadline = time.monotonic() + PATIENCE

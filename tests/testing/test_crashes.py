@@ -64,8 +64,9 @@ def test_what_the_setup_had_written_is_in_the_report(suite) -> None:
     assert "written in the setup" in suite.run(n=1).text
 
 
-def test_a_worker_whose_child_lives_on_is_dead_all_the_same(suite) -> None:
-    suite.tests("""
+def test_a_worker_whose_child_lives_on_is_dead_all_the_same(forked) -> None:
+    # The child holds the worker's end of the stream for as long as it lives.
+    forked.tests("""
         import os, pathlib, time
         def test_dies():
             child = os.fork()
@@ -77,9 +78,9 @@ def test_a_worker_whose_child_lives_on_is_dead_all_the_same(suite) -> None:
         def test_after(): pass
     """)
     try:
-        suite.run(n=1).assert_outcomes(passed=1, failed=1)
+        forked.run(n=1).assert_outcomes(passed=1, failed=1)
     finally:
-        os.kill(int((suite.path / "child").read_text()), signal.SIGKILL)
+        os.kill(int((forked.path / "child").read_text()), signal.SIGKILL)
 
 
 def test_a_worker_that_closes_its_stream_is_replaced(suite) -> None:

@@ -61,7 +61,11 @@ def test_a_group_stays_together(suite) -> None:
             print("ran in", os.getpid())
             assert False
     """)
+    theirs = suite.plain("-n2", "--dist", "loadgroup")
     done = suite.run("--dist", "loadgroup")
+    assert sum(done.cases.values()) == 10
+    if len(set(theirs.lines("^ran in"))) != 1:
+        pytest.skip("this pytest-xdist keeps no group together with this pytest")
     assert len(set(done.lines("^ran in"))) == 1
     assert done.lines(r"FAILED .*test_it\[0\]@one")
 
@@ -205,6 +209,21 @@ def test_fixtures_of_the_session_are_torn_down_in_each_worker(suite) -> None:
     assert names == [f"{kind}-gw{number}" for kind in ("down", "exit", "file") for number in (0, 1)]
     assert (suite.path / "file-gw0").read_text() == "whole"
     assert not list(suite.path.glob("temporary-*"))
+
+
+def test_a_worker_has_the_time_that_its_end_takes(suite) -> None:
+    suite.conftest("""
+        import atexit, pathlib, time
+        def pytest_sessionfinish(session):
+            if hasattr(session.config, "workerinput"):
+                atexit.register(slowly)
+        def slowly():
+            time.sleep(1.5)
+            pathlib.Path(__file__).with_name("ended").touch()
+    """)
+    suite.tests("def test_it(): pass")
+    suite.run(n=1).assert_outcomes(passed=1)
+    assert (suite.path / "ended").exists()
 
 
 def test_a_program_under_test_finds_itself_in_a_main_process(suite) -> None:

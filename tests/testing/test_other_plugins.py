@@ -46,7 +46,7 @@ def test_coverage_is_that_of_plain_pytest(suite) -> None:
 
 
 @needs("pytest_randomly")
-def test_randomly_shuffles_all_workers_alike(suite) -> None:
+def test_randomly_seeds_and_shuffles_as_it_does_without_workers(suite) -> None:
     suite.tests("""
         import random, pytest
         @pytest.mark.parametrize("number", range(20))
@@ -57,7 +57,7 @@ def test_randomly_shuffles_all_workers_alike(suite) -> None:
     options = ("-p", "randomly", "--randomly-seed=7")
     done = suite.plain(*options, "-n2", f"--mpcluster={suite.mode}", "-v")
     assert len(done.lines("^DRAWN")) == 20
-    assert len(set(done.lines("^DRAWN"))) == 1  # seeded anew for each test, by that seed
+    assert set(done.lines("^DRAWN")) == set(suite.plain(*options).lines("^DRAWN"))
     ran = [
         int(number)
         for number in re.findall(r"FAILED test_it.py::test_it\[(\d+)\] *$", done.text, re.MULTILINE)
@@ -90,7 +90,10 @@ def test_hypothesis_finds_its_example(suite) -> None:
 
 @needs("pytest_asyncio")
 def test_asyncio_tests_have_a_loop_each(suite) -> None:
-    suite.write("pytest.ini", "[pytest]\nasyncio_mode = auto\n")
+    suite.write(
+        "pytest.ini",
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n",
+    )
     suite.tests("""
         import asyncio, pytest
         @pytest.mark.parametrize("number", range(4))
