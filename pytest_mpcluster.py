@@ -106,7 +106,10 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
         return (yield)
     if mode not in MODES:
         raise pytest.UsageError(f"mpcluster = {mode!r} in the ini file: say fork or collect")
-    from mpcluster.testing import run
+    try:
+        from mpcluster.testing import run
+    except ImportError as error:  # not on Linux, or half installed: it says so itself
+        raise pytest.UsageError(f"--mpcluster: {error}") from error
 
     with run.on_forked_workers(config, mode):
         return (yield)

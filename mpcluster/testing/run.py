@@ -30,8 +30,8 @@ def on_forked_workers(config: pytest.Config, mode: str) -> Iterator[None]:
     """Fork the template, and have xdist's session use it. Nothing without ``-n`` or ``--dist``.
 
     Raises:
-        EngineUnavailableError: pytest-xdist is not installed.
-        pytest.UsageError: It cannot be used together with what else is asked for.
+        pytest.UsageError: pytest-xdist is not installed, or what else is asked for cannot be
+            had together with this.
     """
     if getattr(config.option, "looponfail", False):
         raise pytest.UsageError(

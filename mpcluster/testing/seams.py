@@ -15,8 +15,6 @@ from typing import Final
 
 import pytest
 
-from mpcluster.errors import EngineUnavailableError
-
 __all__ = ["check"]
 
 _PACKAGES: Final = ("pytest-xdist", "execnet")
@@ -58,13 +56,13 @@ def check(option: object) -> None:
         option: pytest's parsed options.
 
     Raises:
-        EngineUnavailableError: pytest-xdist is not installed.
-        pytest.UsageError: It is turned off, or this version is not one that is known.
+        pytest.UsageError: It is not installed, or turned off, or this version is not one
+            that is known.
     """
     try:
         importlib.import_module("xdist")
     except ImportError as error:
-        raise EngineUnavailableError(
+        raise pytest.UsageError(
             "--mpcluster needs pytest-xdist: pip install 'mpcluster[pytest]'"
         ) from error
     if not hasattr(option, "numprocesses"):

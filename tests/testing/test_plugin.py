@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 import pytest_mpcluster
@@ -92,6 +94,12 @@ def test_an_xdist_whose_seams_moved_gives_one_clear_error(monkeypatch) -> None:
 
     with pytest.raises(pytest.UsageError, match=r"xdist\.remote\.setup_config is not as it was"):
         seams.check(Option())
+
+
+def test_a_missing_xdist_is_named_with_the_extra_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "xdist", None)
+    with pytest.raises(pytest.UsageError, match=r"pip install 'mpcluster\[pytest\]'"):
+        seams.check(object())
 
 
 def test_a_parameter_that_was_renamed_counts_as_moved(monkeypatch) -> None:

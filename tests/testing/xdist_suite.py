@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-p", plugin.stem, "-p", "no:randomly",
-            "-p", "no:cacheprovider", "-rfE", "--tb=short", "-q",
+            "-p", "no:cacheprovider", "-rfE", "--tb=short",
             *[f"testing/{file}" for file in FILES], *options.more,
         ],
         check=False,
