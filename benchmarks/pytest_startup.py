@@ -156,17 +156,17 @@ def memory(suite: Path, side: Side, workers: int) -> int:
         return int(file.read())
 
 
-def heavy(suite: Path, workers: list[int], rounds: int) -> None:
+def heavy(suite: Path, workers: list[int], rounds: int, tests: int) -> None:
     (suite / "heavy.py").write_text(textwrap.dedent(BURN).format(seconds=1.5))
     (suite / "conftest.py").write_text("import heavy\n")
-    (suite / "test_it.py").write_text(textwrap.dedent(TINY).format(number=400))
+    (suite / "test_it.py").write_text(textwrap.dedent(TINY).format(number=tests or 400))
     for number in workers or [2, 8]:
         compare(suite, FORK, number, rounds)
 
 
-def collect(suite: Path, workers: list[int], rounds: int) -> None:
+def collect(suite: Path, workers: list[int], rounds: int, tests: int) -> None:
     (suite / "conftest.py").write_text(textwrap.dedent(MEMORY))
-    (suite / "test_it.py").write_text(textwrap.dedent(TINY).format(number=20_000))
+    (suite / "test_it.py").write_text(textwrap.dedent(TINY).format(number=tests or 20_000))
     for number in workers or [8]:
         compare(suite, COLLECT, number, rounds)
         theirs, ours = (memory(suite, side, number) for side in (XDIST, COLLECT))
@@ -177,14 +177,14 @@ def collect(suite: Path, workers: list[int], rounds: int) -> None:
         )
 
 
-def nothing(suite: Path, workers: list[int], rounds: int) -> None:
-    (suite / "test_it.py").write_text(textwrap.dedent(TINY).format(number=40))
+def nothing(suite: Path, workers: list[int], rounds: int, tests: int) -> None:
+    (suite / "test_it.py").write_text(textwrap.dedent(TINY).format(number=tests or 40))
     for number in workers or [2]:
         for side in (FORK, COLLECT):
             compare(suite, side, number, rounds)
 
 
-def replace(suite: Path, workers: list[int], rounds: int) -> None:
+def replace(suite: Path, workers: list[int], rounds: int, _tests: int) -> None:
     (suite / "conftest.py").write_text(textwrap.dedent(REPLACE))
     (suite / "test_it.py").write_text(textwrap.dedent(CRASHES))
     for side in (XDIST, FORK, COLLECT):
@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], help="default: all")
     parser.add_argument("-n", dest="workers", type=int, action="append", help="workers, repeated")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tests", type=int, default=0, help="another number of tests")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}")
     for question in options.questions or QUESTIONS:
@@ -216,7 +217,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             suite = Path(directory)
             (suite / "pytest.ini").write_text("[pytest]\n")
-            QUESTIONS[question](suite, options.workers or [], options.rounds)
+            QUESTIONS[question](suite, options.workers or [], options.rounds, options.tests)
 
 
 if __name__ == "__main__":

@@ -68,8 +68,6 @@ class Controller:
     def pytest_xdist_setupnodes(self) -> None:
         """Before xdist makes its workers: it shall make them by way of a group that forks."""
         manager = self._config.pluginmanager.getplugin("dsession").nodemanager
-        if len(manager.group):
-            raise pytest.UsageError("--px cannot be used with --mpcluster: leave one of them out")
         manager.group = ForkingGroup(manager.group, self._launch)
 
     @pytest.hookimpl(tryfirst=True)

@@ -50,7 +50,8 @@ class ForkingGroup(execnet.Group):
     """A group whose plain ``popen`` gateways lead to forked workers.
 
     Args:
-        original: The group that xdist has made; it has given out ids already.
+        original: The group that xdist has made. It has given out ids, and may have proxies;
+            gateways that are not forked are its.
         launch: Orders a worker for a spec, and returns this side's end of its stream.
     """
 
@@ -68,8 +69,13 @@ class ForkingGroup(execnet.Group):
     def makegateway(self, spec: execnet.XSpec | str | None = None) -> execnet.Gateway:
         """Order a worker, or let execnet start one."""
         if not isinstance(spec, execnet.XSpec) or not is_forkable(spec):
-            return super().makegateway(spec)
+            return self._original.makegateway(spec)
         self.allocate_id(spec)
         gateway = ForkedGateway(self._launch(spec, self.execmodel), spec)
         self._register(gateway)
         return gateway
+
+    def terminate(self, timeout: float | None = None) -> None:
+        """End all workers, forked or not; kill those that take longer than ``timeout``."""
+        super().terminate(timeout)
+        self._original.terminate(timeout)

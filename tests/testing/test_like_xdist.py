@@ -272,6 +272,12 @@ def test_with_an_interpreter_of_another_spec_xdist_starts_it_itself(forked) -> N
     assert sorted(done.lines("^forked")) == ["forked False", "forked True"]
 
 
+def test_a_worker_behind_a_proxy_is_execnets(forked) -> None:
+    forked.tests("def test_it(): pass")
+    specs = ("--px=popen//id=proxy", "--tx=popen//via=proxy", "--tx=popen")
+    forked.plain("--dist=each", *specs, "--mpcluster").assert_outcomes(passed=2)
+
+
 def test_the_environment_of_a_spec_is_the_workers(forked) -> None:
     forked.tests("""
         import os

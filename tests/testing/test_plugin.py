@@ -72,7 +72,6 @@ def test_collect_only_is_left_to_pytest(suite) -> None:
         ("", ("--mpcluster", "-p", "no:xdist", "-p", "no:xdist.looponfail"), "turned off here"),
         ("", ("-n2", "--mpcluster", "--mpcluster-timeout=0"), "seconds above 0"),
         ("mpcluster_timeout = soon", ("-n2", "--mpcluster"), "a number of seconds"),
-        ("", ("-n2", "--mpcluster", "--px", "id=one//popen"), "--px cannot be used"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(forked, ini, arguments, said) -> None:
