@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from execnet.gateway_base import ExecModel
+from execnet.gateway_base import ExecModel, Message
 
 from mpcluster import descriptors
 from mpcluster.testing import orders
@@ -176,10 +176,12 @@ class ControllerEnd(_Stream):
         self.kill()  # it has lost its stream, and cannot be part of the run any more
         self._wait_until_over(LOST_PATIENCE)
 
-    def close_write(self) -> None:
-        """Nothing is written any more; from now on the worker may go."""
-        self._told_to_go = True
-        super().close_write()
+    def write(self, data: bytes, /) -> None:
+        """Write all of it; from execnet's last message on, the worker may go."""
+        # Before it is sent: the answer, the end of the stream, may come at once.
+        if data[0] == Message.GATEWAY_TERMINATE:
+            self._told_to_go = True
+        super().write(data)
 
     def _wait_until_over(self, patience: float | None) -> bool:
         deadline = None if patience is None else time.monotonic() + patience

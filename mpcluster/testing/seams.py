@@ -42,6 +42,7 @@ _USED: Final = (
     ("execnet.gateway_base", "WorkerGateway._initreceive", ()),
     ("execnet.gateway_base", "WorkerGateway._terminate_execution", ()),
     ("execnet.gateway_base", "WorkerGateway.executetask", ("item",)),
+    ("execnet.gateway_base", "Message", ("msgcode", "channelid", "data")),
     ("execnet.gateway_base", "WorkerPool", ("execmodel", "hasprimary")),
     ("execnet.gateway_base", "get_execmodel", ("backend",)),
     ("execnet.gateway_base", "geterrortext", ("exc",)),
