@@ -3,6 +3,8 @@
 This module is read at the start of every pytest run, so it is alone at the top level and
 imports nothing but pytest. mpcluster, and pytest-xdist's own modules, come with
 :mod:`mpcluster.testing`, once a run asks for them.
+
+There is no assertion to rewrite, and a conftest may have imported it: PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations

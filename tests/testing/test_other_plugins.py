@@ -42,7 +42,7 @@ def test_coverage_is_that_of_plain_pytest(suite) -> None:
         file = report["files"]["code_under_test.py"]
         found.append((file["executed_lines"], file["missing_lines"], file["missing_branches"]))
     assert found[0] == found[1]
-    assert found[0][1] == [7]
+    assert found[0][1] == [8]
 
 
 @needs("pytest_randomly")

@@ -87,9 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         left_out |= LEFT_OUT_COLLECTED
     elif options.mode == "xdist":
         left_out = {}
-    # Some of the tests mind the order of the inner ones, and some count warnings: that our
-    # module was there before pytest could rewrite its assertions is no concern of theirs.
-    inner = "-p no:randomly -W ignore:Module.already.imported:pytest.PytestAssertRewriteWarning"
+    inner = "-p no:randomly"  # some of the tests mind the order of the inner ones
     if options.mode != "xdist":
         inner += f" --mpcluster={options.mode}"
     plugin = sources / f"mpcluster_activation_{options.mode}.py"
