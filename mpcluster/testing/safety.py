@@ -78,11 +78,17 @@ def _python_threads() -> Iterator[str]:
     for thread in threading.enumerate():
         if thread is threading.current_thread() or thread.name == watcher.THREAD_NAME:
             continue
-        yield f"the thread {thread.name!r}{_place(thread)} was running, and no worker has it"
+        yield f"the thread {thread.name!r}{_place(thread.ident)} was running, and no worker has it"
+    known = {thread.ident for thread in threading.enumerate()}
+    for ident in sys._current_frames().keys() - known:  # noqa: SLF001  # started by `_thread`
+        place = _place(ident)
+        # This pytest runs in a worker of another pytest-xdist, which receives in that thread.
+        if not place.startswith(" (of execnet."):
+            yield f"a thread{place} was running, and no worker has it"
 
 
-def _place(thread: threading.Thread) -> str:
-    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001
+def _place(ident: int | None) -> str:
+    frame = sys._current_frames().get(ident or 0)  # noqa: SLF001
     outermost = ""
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
@@ -93,19 +99,18 @@ def _place(thread: threading.Thread) -> str:
 
 
 def _native_threads() -> Iterator[str]:
-    # Asked anew for this thread, whose number a fork has changed.
-    known = {thread.native_id for thread in threading.enumerate()} | {threading.get_native_id()}
-    unknown = [task for task in os.listdir("/proc/self/task") if int(task) not in known]
-    if not unknown:
+    # Python's own have a frame each; the numbers that they know of themselves, a fork changes.
+    number = len(os.listdir("/proc/self/task")) - len(sys._current_frames())  # noqa: SLF001
+    if number <= 0:
         return
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
         files = {os.path.basename(line.rsplit("/", 1)[-1].strip()) for line in maps if "/" in line}
     loaded = {part for part in _LIBRARIES if any(part in file for file in files)}
     told = sorted(name for part in loaded if (name := _LIBRARIES[part]) is not None)
     if told:
-        yield f"{len(unknown)} threads were running outside Python, perhaps of {', '.join(told)}"
+        yield f"{number} threads were running outside Python, perhaps of {', '.join(told)}"
     elif not loaded:
-        yield f"{len(unknown)} threads were running outside Python, of a library unknown"
+        yield f"{number} threads were running outside Python, of a library unknown"
 
 
 def _open_files(*, loops_are_told: bool) -> Iterator[str]:
