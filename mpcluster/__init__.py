@@ -13,6 +13,7 @@ The layers, lowest first; each imports only what stands above it in this list::
                 upstream, hearing, leaving, workerside, downstream, life, process,
                 mainprogram, context
     cluster     ending, registrar, cluster                   what a program calls
+    faces       testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
 """
 
 from __future__ import annotations

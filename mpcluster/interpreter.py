@@ -11,6 +11,7 @@ from __future__ import annotations
 import _signal as bare_signal  # type: ignore[import-not-found]
 import _thread
 import atexit
+import gc
 import importlib
 import io
 import os
@@ -18,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from multiprocessing import util
 from types import FrameType
@@ -29,13 +31,17 @@ __all__ = [
     "become_main_thread",
     "count_threads",
     "die_of_sigint",
+    "end_threads",
+    "flush_open_files",
     "flush_std_streams",
     "forget_imports_of_other_threads",
     "hold_logging",
     "leave_event_loop",
+    "leave_finalizers",
     "let_go_of_logging",
     "let_go_of_stdin",
     "main_frame",
+    "open_std_streams",
     "renew_exit_functions",
     "renew_std_streams",
     "run_exit_functions",
@@ -78,6 +84,37 @@ def renew_exit_functions() -> None:
     """In a child: forget what the parent had registered with ``atexit``."""
     atexit._clear()
     atexit.register(util._exit_function)  # type: ignore[attr-defined]
+
+
+def leave_finalizers() -> None:
+    """In a child, after :func:`renew_exit_functions`: finalizers run at exit, but its own only.
+
+    Those of the parent's temporary directories and the like are the parent's to run.
+    """
+    finalize: Any = weakref.finalize
+    for finalizer in list(finalize._registry):
+        finalizer.atexit = False
+    finalize._registered_with_atexit = True
+    atexit.register(finalize._exitfunc)
+
+
+def end_threads() -> None:
+    """Wait for the threads that are no daemons, as at a process's end."""
+    threading._shutdown()  # type: ignore[attr-defined]
+
+
+def flush_open_files() -> None:
+    """Flush the files that were never closed, as an interpreter does at its end.
+
+    Those that were opened before ``gc.freeze()`` are left alone: they are the parent's.
+    """
+    kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+    for file in [thing for thing in gc.get_objects() if isinstance(thing, kinds)]:
+        try:
+            if not file.closed:
+                file.flush()
+        except (OSError, ValueError):
+            pass  # its descriptor was closed behind its back, or nobody reads any more
 
 
 def run_exit_functions() -> None:
@@ -216,6 +253,20 @@ def renew_std_streams() -> None:
             handler = reference()
             if getattr(handler, "stream", None) is old:
                 handler.stream = fresh
+
+
+def open_std_streams() -> None:
+    """In a child whose descriptors 0 to 2 have been replaced: read and write through new objects.
+
+    The old ones may be those of whoever captured the parent's output.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        _left_behind.append(getattr(sys, name))  # its finalizer would close the descriptor
+        mode, buffering = ("r", -1) if fd == 0 else ("w", 1)
+        errors = "backslashreplace" if fd == 2 else "strict"
+        fresh = open(fd, mode, buffering, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, fresh)
+        setattr(sys, f"__{name}__", fresh)
 
 
 _left_behind: list[object] = []

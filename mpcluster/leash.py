@@ -21,7 +21,7 @@ import signal
 from mpcluster import descriptors, perprocess
 from mpcluster.logs import logger
 
-__all__ = ["hold", "wear"]
+__all__ = ["become_root", "hold", "wear"]
 
 
 def hold() -> int:
@@ -60,3 +60,14 @@ def wear() -> None:
     except BlockingIOError:
         return  # nothing to read: somebody could write
     os.kill(os.getpid(), signal.SIGKILL)  # it ended before the registration
+
+
+def become_root() -> None:
+    """In a process that wears a leash: hold one of its own for the workers that it may fork.
+
+    It is still killed with its master; but its workers end with it, not only with that one.
+    """
+    with descriptors.opening():
+        read_end: int | None = perprocess.mine().pop(__name__, None)
+        if read_end is not None:
+            descriptors.close(read_end)

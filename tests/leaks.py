@@ -102,9 +102,11 @@ class Leaks:
 
 def install() -> None:
     """From now on this process's children can be found when their parents are gone."""
-    global _forked_log
+    global _forked_log, _own_mark
     if _forked_log is not None:
         return
+    # Not the one made at import: test workers that were forked would have one and the same.
+    _own_mark = f"{os.getpid()}-{secrets.token_hex(4)}"
     fd, _forked_log = tempfile.mkstemp(prefix="mpcluster-tests-forked-")
     os.close(fd)
     os.environ[MARK] = f"{os.environ.get(MARK, '')}:{_own_mark}"

@@ -217,3 +217,56 @@ def test_a_thread_that_threading_knows_nothing_of_is_counted() -> None:
         go_on.set()
     """)
     assert (done.stdout, done.stderr) == ("1 1\n", "")
+
+
+def test_a_child_runs_the_finalizers_that_it_made_and_leaves_its_parents_alone() -> None:
+    done = python("""
+        import os, weakref
+        from mpcluster import interpreter
+        class Thing: pass
+        mine, its = Thing(), Thing()
+        weakref.finalize(mine, print, "the parent's, run by", os.getpid(), flush=True)
+        if (pid := os.fork()) == 0:
+            interpreter.renew_exit_functions()
+            interpreter.leave_finalizers()
+            weakref.finalize(its, print, "the child's", flush=True)
+            interpreter.run_exit_functions()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(os.getpid(), flush=True)
+    """)
+    first, pid, last = done.stdout.splitlines()
+    assert (first, last) == ("the child's", f"the parent's, run by {pid}")
+
+
+def test_a_child_flushes_the_files_that_it_opened_and_not_its_parents(tmp_path: Path) -> None:
+    mine, its = tmp_path / "mine", tmp_path / "its"
+    done = python(f"""
+        import gc, os
+        from mpcluster import interpreter
+        mine = open({str(mine)!r}, "w")
+        mine.write("once")
+        if (pid := os.fork()) == 0:
+            gc.freeze()
+            its = open({str(its)!r}, "w")
+            its.write("whole")
+            interpreter.flush_open_files()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        mine.close()
+    """)
+    assert done.returncode == 0, done.stderr
+    assert (mine.read_text(), its.read_text()) == ("once", "whole")
+
+
+def test_new_standard_streams_are_those_of_the_descriptors() -> None:
+    done = python("""
+        import io, sys
+        from mpcluster import interpreter
+        sys.stdout = sys.stderr = io.StringIO()
+        interpreter.open_std_streams()
+        print("to stdout")
+        print("to stderr \\udc80", file=sys.stderr)
+        assert sys.__stdout__ is sys.stdout and sys.stdin.read() == ""
+    """)
+    assert (done.stdout, done.stderr) == ("to stdout\n", "to stderr \\udc80\n")

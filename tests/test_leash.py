@@ -129,3 +129,17 @@ def test_nothing_of_the_master_but_its_death_pulls_it() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(gate_read)
     os.close(gate_write)
+
+
+def test_one_that_wears_a_leash_may_hold_another_for_its_own_workers() -> None:
+    read_end = leash.hold()
+    pipe = os.readlink(f"/proc/self/fd/{read_end}")
+
+    def check() -> bool:
+        leash.wear()
+        leash.become_root()
+        own = leash.hold()
+        return os.readlink(f"/proc/self/fd/{own}") != pipe
+
+    with descriptors.keep(read_end):
+        assert in_a_child(check) == 0

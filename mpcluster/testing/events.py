@@ -1,0 +1,59 @@
+"""xdist's queue of events, seen first by the controller's plugin.
+
+Everything that a worker does comes through here to xdist's session, in its main thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+__all__ = ["Event", "EventQueue"]
+
+#: The name of a method of xdist's session, without ``worker_``, and its arguments.
+Event: TypeAlias = tuple[str, dict[str, Any]]
+
+
+class EventQueue(queue.Queue[Event]):
+    """Takes the place of the session's queue.
+
+    Args:
+        see: Called with each event; what it returns goes on to xdist, None is kept back.
+        look: Called when it is time; returns the seconds until it shall be called again, or
+            None.
+    """
+
+    def __init__(
+        self, see: Callable[[Event], Event | None], look: Callable[[], float | None]
+    ) -> None:
+        super().__init__()
+        self._see = see
+        self._look = look
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Event:  # noqa: FBT001, FBT002
+        """Return the next event for xdist; as ``queue.Queue.get``."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            waits = [self._look()]
+            if deadline is not None:
+                waits.append(max(0.0, deadline - time.monotonic()))
+            patience = min((wait for wait in waits if wait is not None), default=None)
+            try:
+                event = super().get(block, patience)
+            except queue.Empty:
+                if not block or (deadline is not None and time.monotonic() >= deadline):
+                    raise
+                continue
+            seen = self._see(event)
+            if seen is not None:
+                return seen
+
+    def drain(self) -> None:
+        """See what is left, at the end."""
+        while True:
+            try:
+                self._see(super().get_nowait())
+            except queue.Empty:
+                return

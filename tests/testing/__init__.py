@@ -1,0 +1,1 @@
+"""``pytest --mpcluster``, run as a user runs it."""
