@@ -49,7 +49,8 @@ def install_pool(pool: type[Any]) -> ModuleType:
 
     replaced: Any = multiprocessing
     replaced.Pool = pool
-    multiprocessing.managers.SyncManager.register("Pool", pool, multiprocessing.managers.PoolProxy)
+    managers: Any = multiprocessing.managers
+    managers.SyncManager.register("Pool", pool, managers.PoolProxy)
     module = install(mpcluster.ClusterProcess)
     helper: Any = importlib.import_module("test.support.script_helper")
     if pool.__module__.partition(".")[0] == "mpcluster":
