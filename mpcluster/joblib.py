@@ -8,9 +8,9 @@
     with joblib.parallel_config("mpcluster", n_jobs=4):
         GridSearchCV(model, grid).fit(x, y)
 
-What stands beside the name in ``parallel_config`` is the pool's: ``retries=1`` gives a task that lost
-its worker another try, ``task_timeout=60`` ends one that takes longer. A worker that dies fails the
-call with ``WorkerDiedError``; the next call has a new pool.
+What stands beside the name in ``parallel_config`` is the pool's: ``retries=1`` gives a task that
+lost its worker another try, ``task_timeout=60`` ends one that takes longer. A worker that dies
+fails the call with ``WorkerDiedError``; the next call has a new pool.
 """
 
 from __future__ import annotations
