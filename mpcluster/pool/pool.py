@@ -1,0 +1,678 @@
+"""``ClusterPool``: takes the place of ``multiprocessing.Pool``."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sized
+from multiprocessing import context as _context
+from multiprocessing import util
+from typing import Any, Final, TypeVar
+
+from mpcluster.context import get_context
+from mpcluster.errors import EngineUnavailableError, PoolClosedError, TaskCancelledError
+from mpcluster.pool import records
+from mpcluster.pool.crew import Crew
+from mpcluster.pool.imap import Feed, IMapIterator, IMapUnorderedIterator, Reader, is_inert
+from mpcluster.pool.progress import Progress
+from mpcluster.pool.results import ApplyResult, Chunk, MapResult, Options
+from mpcluster.pool.worker import Berth, Plan, work
+from mpcluster.process import ClusterProcess
+
+__all__ = ["ClusterPool"]
+
+INIT: Final = "INIT"
+RUN: Final = "RUN"
+CLOSE: Final = "CLOSE"
+TERMINATE: Final = "TERMINATE"
+#: In a forked child: the pool is its parent's.
+INHERITED: Final = "INHERITED"
+
+C = TypeVar("C", bound=Callable[..., object])
+_UNSET: Final[Any] = object()
+
+
+class ClusterPool:
+    """A pool of worker processes; every method and promise of ``multiprocessing.pool.Pool``.
+
+    A worker that dies costs the one task that it ran, and is replaced. Tasks need not be
+    importable. Results are ``concurrent.futures.Future``s as well, and can be awaited.
+
+    Args:
+        processes: How many workers; as many as there are cores without it.
+        initializer: Called first in each worker, as ``initializer(*initargs)``.
+        initargs: Inherited by the fork, not pickled.
+        maxtasksperchild: Tasks (chunks, in a map) after which a worker is replaced.
+        context: A fork context of ``multiprocessing``; its ``Process`` makes the workers.
+        engine: Where tasks run; None for the processes of this machine.
+        task_timeout: Seconds that a task may run. Then its worker is killed, and only that
+            task fails, with :class:`~mpcluster.TaskTimeoutError`.
+        retries: How often a task is begun again when its worker dies.
+        max_memory: Bytes of resident memory past which a worker is replaced after its task.
+        name: Takes the place of ``ForkPoolWorker`` in the workers' names.
+
+    Raises:
+        ValueError: A number is out of range, or ``context`` does not fork.
+        TypeError: ``initializer`` cannot be called.
+        EngineUnavailableError: There is no such engine.
+    """
+
+    @staticmethod
+    def Process(ctx: Any, *args: Any, **kwds: Any) -> Any:  # noqa: N802
+        """Make a worker's process; recipes for ``multiprocessing`` override it."""
+        return ctx.Process(*args, **kwds)
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+        *,
+        engine: str | None = None,
+        task_timeout: float | None = None,
+        retries: int = 0,
+        max_memory: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._state = INIT
+        self._crew: Crew | None = None
+        if engine is not None and engine != "local":
+            raise EngineUnavailableError(f"there is no engine {engine!r}; leave it out")
+        self._ctx = _forking(context)
+        if processes is None:
+            processes = _cores()
+        if processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        if maxtasksperchild is not None and (
+            not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0
+        ):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_memory is not None and not max_memory > 0:
+            raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory!r}")
+        self._options = _checked(task_timeout, retries)
+        self._chunksize: int | None = None
+        self._progress: Any = None
+        self._name = name
+        self._pid = os.getpid()
+        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+        crew = self._crew = Crew(
+            _maker(self),
+            Plan(initializer, tuple(initargs), max_memory),
+            processes,
+            maxtasksperchild,
+        )
+        self._engine = crew.dispatcher
+        if task_timeout is not None:
+            self._engine.has_timeouts = True
+        try:
+            crew.fill()
+        except BaseException:
+            crew.end(TaskCancelledError("the pool could not be started"))
+            raise
+        self._terminate = util.Finalize(self, _end, args=(crew, self._readers), exitpriority=15)
+        self._state = RUN
+        _all.add(self)
+
+    def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:  # noqa: N803
+        if self._state == RUN:
+            _warn(
+                f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self
+            )
+
+    def __repr__(self) -> str:
+        kind = type(self)
+        return (
+            f"<{kind.__module__}.{kind.__qualname__} state={self._state} "
+            f"pool_size={len(self._pool)}>"
+        )
+
+    def __reduce__(self) -> Any:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    # -- what programs look at in multiprocessing's ------------------------------------------
+
+    @property
+    def _pool(self) -> list[Any]:
+        return self._crew.processes if self._crew is not None else []
+
+    @property
+    def _processes(self) -> int:
+        return self._crew.size if self._crew is not None else 0
+
+    @property
+    def _cache(self) -> dict[int, Any]:
+        return self._engine.unfinished()
+
+    def _repopulate_pool(self) -> None:
+        assert self._crew is not None
+        self._crew.fill()
+
+    def _check_running(self) -> None:
+        if self._state != RUN:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        if self._state == INHERITED:
+            raise PoolClosedError(
+                f"this pool belongs to process {self._pid}; a forked child makes one of its own"
+            )
+        raise PoolClosedError("Pool not running")
+
+    # -- one call ----------------------------------------------------------------------------
+
+    def apply(self, func: Callable[..., Any], args: Any = (), kwds: Any = {}) -> Any:
+        """Call ``func(*args, **kwds)`` in a worker; wait, and return what it returns."""
+        result = self._begin(func, args, kwds)
+        self._engine.submit(result)
+        return result.get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Any = (),
+        kwds: Any = {},
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> ApplyResult:
+        """As :meth:`apply`, but return the result to be, at once.
+
+        Args:
+            func: What is called.
+            args: Its arguments.
+            kwds: Its keyword arguments.
+            callback: Called with the value before the result is ready, in the pool's thread.
+            error_callback: Likewise with the error.
+        """
+        result = self._begin(func, args, kwds)
+        if callback is not None:
+            result._callback = callback  # noqa: SLF001
+        if error_callback is not None:
+            result._error_callback = error_callback  # noqa: SLF001
+        engine = self._engine
+        engine.submit(result)
+        engine.attend()
+        return result
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ApplyResult:
+        """Call ``fn(*args, **kwargs)`` in a worker; as ``concurrent.futures.Executor.submit``."""
+        result = self._begin(fn, args, kwargs)
+        engine = self._engine
+        engine.submit(result)
+        engine.attend()
+        return result
+
+    def _begin(self, function: Callable[..., Any], args: Any, kwds: Any) -> ApplyResult:
+        if self._state != RUN:
+            self._refuse()
+        engine = self._engine
+        if type(args) is not tuple:
+            args = tuple(args)
+        if kwds:
+            kind, given = records.CALL_WITH_NAMES, (args, dict(kwds))
+        else:
+            kind, given = records.CALL, args
+        return ApplyResult(
+            engine, self, kind, function, engine.known(function), given, self._options
+        )
+
+    # -- many calls --------------------------------------------------------------------------
+
+    def map(
+        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """Call ``func`` with each element; return the list of the results, in order."""
+        result = self._map(func, iterable, records.MAP, chunksize)
+        return result.get()  # type: ignore[no-any-return]
+
+    def starmap(
+        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """As :meth:`map`, with each element unpacked into the arguments."""
+        result = self._map(func, iterable, records.STARMAP, chunksize)
+        return result.get()  # type: ignore[no-any-return]
+
+    def map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """As :meth:`map`, but return the result to be, at once."""
+        result = self._map(func, iterable, records.MAP, chunksize, callback, error_callback)
+        self._engine.attend()
+        return result
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """As :meth:`starmap`, but return the result to be, at once."""
+        result = self._map(func, iterable, records.STARMAP, chunksize, callback, error_callback)
+        self._engine.attend()
+        return result
+
+    def _map(
+        self,
+        function: Callable[..., Any],
+        iterable: Iterable[Any],
+        kind: int,
+        chunksize: int | None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        self._check_running()
+        engine = self._engine
+        chunksize = self._chunksize if chunksize is None else chunksize
+        if chunksize is not None and chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        if not isinstance(iterable, Sized):
+            iterable = list(iterable)
+        length = len(iterable)  # type: ignore[arg-type]
+        if chunksize is None:
+            chunksize = -(-length // (4 * self._processes)) or 1
+        known = engine.known(function)
+        result = MapResult(
+            engine, self, function, known, self._options, chunksize=chunksize, length=length
+        )
+        if not length:
+            return result
+        progress = Progress.of(self._progress, length, engine.call_later)
+        result.expect(callback, error_callback, progress)
+        try:
+            result.chunks = [
+                Chunk(result, index, kind, given)
+                for index, given in enumerate(_chunks(iterable, chunksize))
+            ]
+        except Exception as error:  # noqa: BLE001  # the iterable's own
+            result.fail(error)
+            return result
+        result.count_chunks()
+        for chunk in result.chunks:
+            engine.submit(chunk)
+        return result
+
+    def imap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> Any:
+        """Yield the results in the order of the elements, as they come.
+
+        An iterable without a length may be endless: it is read only so far ahead as the
+        results are taken.
+
+        Args:
+            func: Called with each element.
+            iterable: The elements.
+            chunksize: How many travel, and fail, together. Small tasks are gathered anyhow.
+            buffersize: The most results that are ahead of those taken; None leaves it to the
+                pool.
+        """
+        return self._imap(IMapIterator, func, iterable, chunksize, buffersize)
+
+    def imap_unordered(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> Any:
+        """As :meth:`imap`, but yield the results in the order in which they come."""
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize)
+
+    def istarmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> Any:
+        """As :meth:`imap`, with each element unpacked into the arguments."""
+        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
+
+    def istarmap_unordered(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> Any:
+        """As :meth:`imap_unordered`, with each element unpacked into the arguments."""
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, star=True)
+
+    def _imap(
+        self,
+        kind_of_iterator: type[IMapIterator],
+        function: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        *,
+        star: bool = False,
+    ) -> Any:
+        self._check_running()
+        if chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
+            raise ValueError("buffersize must be None or an int of at least 1")
+        engine = self._engine
+        chunked = chunksize > 1
+        if chunked:
+            kind = records.STARMAP if star else records.MAP
+        else:
+            kind = records.CALL if star else records.ONE
+        it = kind_of_iterator(engine, self, kind, function, engine.known(function), self._options)
+        length = len(iterable) if isinstance(iterable, Sized) else None
+        it.progress = Progress.of(self._progress, length, engine.call_later)
+        inert = is_inert(iterable)
+        source: Iterable[Any] = iterable
+        if chunked:
+            source = _chunks(iterable, chunksize)
+        elif star:
+            source = map(tuple, iterable)
+            inert = False
+        if inert and buffersize is None:
+            engine.submit_all((Feed(it, source),))
+        else:
+            limit = buffersize
+            if limit is None and length is not None:
+                limit = 1 << 62
+            self._readers.add(Reader(it, source, engine, limit))
+        if chunked:
+            return itertools.chain.from_iterable(it)
+        return it
+
+    # -- the same pool, seen otherwise ---------------------------------------------------------
+
+    def with_options(
+        self,
+        *,
+        task_timeout: float | None = _UNSET,
+        retries: int = _UNSET,
+        progress: Any = _UNSET,
+        chunksize: int | None = _UNSET,
+    ) -> ClusterPool:
+        """Return this very pool, with other defaults for the calls made through it.
+
+        Args:
+            task_timeout: Seconds that one task may run.
+            retries: How often a task is begun again when its worker dies.
+            progress: True for a tqdm bar, a dict of its keywords, or a callable that gets
+                (done, total); total is None where it is unknown.
+            chunksize: For ``map`` and its like.
+        """
+        seen = _View(self)
+        options = self._options
+        seen._options = _checked(
+            options.timeout if task_timeout is _UNSET else task_timeout,
+            options.retries if retries is _UNSET else retries,
+        )
+        if seen._options.timeout is not None:
+            self._engine.has_timeouts = True
+        seen._progress = self._progress if progress is _UNSET else progress
+        seen._chunksize = self._chunksize if chunksize is _UNSET else chunksize
+        if seen._chunksize is not None and seen._chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {seen._chunksize:n}")
+        return seen
+
+    # -- the workers ---------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> list[Any]:
+        """The living workers, as processes: ``pid``, ``is_alive()``, ``exitcode``."""
+        return list(self._pool)
+
+    def resize(self, processes: int) -> None:
+        """Have so many workers from now on.
+
+        New ones are there when this returns; those too many leave when they have done what
+        they have.
+        """
+        self._check_running()
+        if not isinstance(processes, int) or processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        assert self._crew is not None
+        self._crew.resize(processes)
+
+    def on(self, event: str, callback: C | None = None) -> Any:
+        """Call ``callback(process)`` in the pool's thread at each ``"death"`` of a worker.
+
+        Without a callback: a decorator.
+        """
+        assert self._crew is not None
+        emitter = self._crew.emitter
+        if callback is None:
+            return lambda function: emitter.add(event, function)
+        return emitter.add(event, callback)
+
+    def off(self, event: str, callback: Callable[..., object] | None = None) -> None:
+        """Unsubscribe ``callback``, or everybody."""
+        assert self._crew is not None
+        self._crew.emitter.discard(event, callback)
+
+    def stats(self) -> dict[str, int]:
+        """Numbers of now: workers, idle, busy, queued, under_way, and deaths so far."""
+        assert self._crew is not None
+        return {
+            "workers": len(self._pool),
+            **self._engine.counts(),
+            "deaths": self._crew.deaths,
+        }
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take no more work; the workers leave when all is done."""
+        if self._state == RUN:
+            self._state = CLOSE
+            crew = self._crew
+            assert crew is not None
+            engine = self._engine
+
+            def leave() -> None:
+                engine.call_later(crew.dismiss)
+
+            engine.when_quiet(leave)
+            if engine.is_quiet():
+                leave()
+
+    def terminate(self) -> None:
+        """End the workers at once; results that are not there raise an error."""
+        if self._state == INHERITED:
+            return
+        self._state = TERMINATE
+        self._terminate()
+
+    def join(self) -> None:
+        """Wait for the workers to leave. After :meth:`close` or :meth:`terminate`."""
+        if self._state == RUN:
+            raise ValueError("Pool is still running")
+        if self._state not in (CLOSE, TERMINATE):
+            raise ValueError("In unknown state")
+        assert self._crew is not None
+        if self._state == CLOSE:
+            for reader in list(self._readers):
+                reader.unbound()
+            self._engine.wait(_Quiet(self._engine, self._readers), None)
+            self._crew.dismiss()
+            self._crew.join()
+            self._terminate()
+        self._crew.join()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Take no more work; as ``concurrent.futures.Executor.shutdown``.
+
+        Args:
+            wait: Return when all is done and the workers are gone.
+            cancel_futures: Cancel what has not begun.
+        """
+        if self._state == INHERITED:
+            return
+        self.close()
+        if cancel_futures:
+            self._engine.cancel_queued()
+        if wait:
+            self.join()
+
+    def __enter__(self) -> ClusterPool:
+        self._check_running()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.terminate()
+
+
+class _View(ClusterPool):
+    """A pool seen through other defaults."""
+
+    def __init__(self, origin: ClusterPool) -> None:
+        self._origin = origin._origin if isinstance(origin, _View) else origin
+        self._crew = origin._crew
+        self._engine = origin._engine
+        self._readers = origin._readers
+        self._pid = origin._pid
+
+    @property  # type: ignore[override]
+    def _state(self) -> str:
+        return self._origin._state
+
+    def __del__(self) -> None:  # type: ignore[override]
+        pass
+
+    def close(self) -> None:
+        self._origin.close()
+
+    def terminate(self) -> None:
+        self._origin.terminate()
+
+    def join(self) -> None:
+        self._origin.join()
+
+
+class _Quiet:
+    """Waited for by ``join()``: nothing is left to do."""
+
+    def __init__(self, engine: Any, readers: Iterable[Reader]) -> None:
+        self._engine = engine
+        self._readers = readers
+        self._lock: Any = None
+
+    def ready(self) -> bool:
+        """Is nothing left to do?"""
+        return self._engine.is_quiet() and not any(r.is_reading() for r in list(self._readers))
+
+    def enlist(self) -> Any:
+        """See :class:`mpcluster.pool.engine.Awaited`."""
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        return self._lock
+
+    def delist(self, _lock: Any) -> None:
+        """See :class:`mpcluster.pool.engine.Awaited`."""
+        self._lock = None
+
+    def poke(self) -> None:
+        """See :class:`mpcluster.pool.engine.Awaited`."""
+        lock = self._lock
+        if lock is not None:
+            try:
+                lock.release()
+            except RuntimeError:
+                pass
+
+
+def _maker(pool: ClusterPool) -> Callable[[Berth, Plan], Any]:
+    """Make workers by the pool's hook, without keeping the pool alive."""
+    reference = weakref.ref(pool)
+    numbers = itertools.count(1)
+
+    def make(berth: Berth, plan: Plan) -> Any:
+        owner = reference()
+        if owner is None:
+            raise PoolClosedError("Pool not running")
+        process = owner.Process(owner._ctx, target=work, args=(berth, plan))
+        if owner._name is not None:
+            process.name = f"{owner._name}-{next(numbers)}"
+        elif isinstance(process, ClusterProcess):
+            process.name = process.name.replace("ClusterProcess", "ForkPoolWorker")
+        else:
+            process.name = process.name.replace("Process", "PoolWorker")
+        return process
+
+    return make
+
+
+def _end(crew: Crew, readers: Iterable[Reader]) -> None:
+    for reader in list(readers):
+        reader.stop()
+    crew.end(TaskCancelledError("the pool was terminated before this task was done"))
+
+
+def _forking(context: Any) -> Any:
+    """The context that makes the workers."""
+    if context is None:
+        return get_context()
+    method = context.get_start_method()
+    if method != "fork":
+        raise ValueError(
+            f"a ClusterPool forks its workers, and this context says {method!r}; leave it out"
+        )
+    if type(context) in (_context.ForkContext, _context.DefaultContext):
+        return get_context()
+    return context
+
+
+def _checked(timeout: float | None, retries: int) -> Options:
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"task_timeout must be seconds above 0, not {timeout!r}")
+    if not isinstance(retries, int) or retries < 0:
+        raise ValueError(f"retries must be a number from 0 on, not {retries!r}")
+    return Options(timeout, retries)
+
+
+def _cores() -> int:
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    return os.cpu_count() or 1
+
+
+def _chunks(iterable: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    if isinstance(iterable, list | tuple | range) :
+        for begin in range(0, len(iterable), size):
+            yield iterable[begin : begin + size]  # type: ignore[misc]
+        return
+    items = iter(iterable)
+    while chunk := tuple(itertools.islice(items, size)):
+        yield chunk
+
+
+_all: weakref.WeakSet[ClusterPool] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_all):
+        pool._state = INHERITED
+    _all.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
