@@ -419,5 +419,3 @@ class Reader:
         if owner is not None:
             owner.end_with(error)
             self._engine.interrupt()
-
-

@@ -212,5 +212,3 @@ class Link:
             descriptors.close(self.socket)
             descriptors.close(self.doorbell)
             self.ring.close()
-
-

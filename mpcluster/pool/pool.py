@@ -123,9 +123,7 @@ class ClusterPool:
 
     def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:  # noqa: N803
         if self._state == RUN:
-            _warn(
-                f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self
-            )
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
         kind = type(self)
@@ -657,7 +655,7 @@ def _cores() -> int:
 
 
 def _chunks(iterable: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    if isinstance(iterable, list | tuple | range) :
+    if isinstance(iterable, list | tuple | range):
         for begin in range(0, len(iterable), size):
             yield iterable[begin : begin + size]  # type: ignore[misc]
         return
