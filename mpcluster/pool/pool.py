@@ -155,6 +155,11 @@ class ClusterPool:
         assert self._crew is not None
         self._crew.fill()
 
+    @property
+    def broken_by(self) -> BaseException | None:
+        """Why the pool cannot be used any more, or None: an initializer has raised."""
+        return self._crew.error if self._crew is not None else None
+
     def _check_running(self) -> None:
         if self._state != RUN:
             self._refuse()
@@ -325,7 +330,8 @@ class ClusterPool:
             buffersize: The most results that are ahead of those taken; None leaves it to the
                 pool.
         """
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize)
+        it = self._imap(IMapIterator, func, iterable, chunksize, buffersize)
+        return _flat(it, chunksize)
 
     def imap_unordered(
         self,
@@ -336,7 +342,8 @@ class ClusterPool:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap`, but yield the results in the order in which they come."""
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize)
+        it = self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize)
+        return _flat(it, chunksize)
 
     def istarmap(
         self,
@@ -347,7 +354,8 @@ class ClusterPool:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap`, with each element unpacked into the arguments."""
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
+        it = self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
+        return _flat(it, chunksize)
 
     def istarmap_unordered(
         self,
@@ -358,7 +366,21 @@ class ClusterPool:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap_unordered`, with each element unpacked into the arguments."""
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, star=True)
+        it = self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, star=True)
+        return _flat(it, chunksize)
+
+    def istarmap_results(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+    ) -> IMapIterator:
+        """As :meth:`istarmap`, but an iterator of chunks where ``chunksize`` is above 1.
+
+        For the executor, whose iterator knows a deadline.
+        """
+        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
 
     def _imap(
         self,
@@ -369,7 +391,7 @@ class ClusterPool:
         buffersize: int | None,
         *,
         star: bool = False,
-    ) -> Any:
+    ) -> IMapIterator:
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
@@ -398,8 +420,6 @@ class ClusterPool:
             if limit is None and length is not None:
                 limit = 1 << 62
             self._readers.add(Reader(it, source, engine, limit))
-        if chunked:
-            return itertools.chain.from_iterable(it)
         return it
 
     # -- the same pool, seen otherwise ---------------------------------------------------------
@@ -654,6 +674,10 @@ def _cores() -> int:
     if sys.version_info >= (3, 13):
         return os.process_cpu_count() or 1
     return os.cpu_count() or 1
+
+
+def _flat(it: IMapIterator, chunksize: int) -> Any:
+    return it if chunksize == 1 else itertools.chain.from_iterable(it)
 
 
 def _chunks(iterable: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
