@@ -10,6 +10,7 @@ The layers, lowest first; each imports only what stands above it in this list::
     processes   forking, leash, popen, family,    a worker, from both sides
                 upstream, leaving, workerside, life, process, mainprogram, context
     cluster     ending, registrar, cluster                   what a program calls
+    work        pool                              tasks, on workers
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ from mpcluster.errors import (
     ClusterError,
     EngineUnavailableError,
     NotMasterError,
+    PoolClosedError,
+    ResultTimeoutError,
     SerializationError,
     TaskCancelledError,
     TaskTimeoutError,
@@ -62,9 +65,13 @@ __all__ = [
     "ChannelClosedError",
     "ChannelFullError",
     "ClusterError",
+    "ClusterExecutor",
+    "ClusterPool",
     "ClusterProcess",
     "EngineUnavailableError",
     "NotMasterError",
+    "PoolClosedError",
+    "ResultTimeoutError",
     "SerializationError",
     "Settings",
     "TaskCancelledError",
@@ -91,6 +98,9 @@ __all__ = [
 ]
 
 if _TYPE_CHECKING:
+    from mpcluster.pool.executor import ClusterExecutor
+    from mpcluster.pool.pool import ClusterPool
+
     is_master: bool
     is_worker: bool
     worker: Worker | None
@@ -110,7 +120,16 @@ _LIVE: dict[str, _Callable[[], _Any]] = {
 }
 
 
+# A program that needs no pool does not pay for its import.
+_LATE = {"ClusterPool": "mpcluster.pool.pool", "ClusterExecutor": "mpcluster.pool.executor"}
+
+
 def __getattr__(name: str) -> _Any:
+    if name in _LATE:
+        from importlib import import_module
+
+        found = globals()[name] = getattr(import_module(_LATE[name]), name)
+        return found
     try:
         return _LIVE[name]()
     except KeyError:

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from mpcluster.errors import EngineUnavailableError
-from mpcluster.pool import ClusterPool
+from mpcluster.pool.pool import ClusterPool
 
 try:
     import joblib

@@ -659,9 +659,7 @@ class Dispatcher:
 
     def is_running(self, call: Any) -> bool:
         """Is a worker busy with it?"""
-        return any(
-            part.link is not None and part.link.begun >= part.number for part in call.parts()
-        )
+        return any(part.link is not None and part.link.begun >= part.number for part in call.parts())
 
     # -- death ---------------------------------------------------------------------------------
 
@@ -804,7 +802,9 @@ def died(link: Link, what: str) -> WorkerDiedError:
     """The error for what was lost with a worker."""
     process = link.process
     code = process.exitcode
-    error = WorkerDiedError("", worker_id=getattr(process, "id", None), pid=link.pid, exitcode=code)
+    error = WorkerDiedError(
+        "", worker_id=getattr(process, "id", None), pid=link.pid, exitcode=code
+    )
     sign = error.signal
     if sign is not None:
         how = f"was ended by {sign.name}"

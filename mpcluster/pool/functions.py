@@ -89,10 +89,8 @@ class Functions:
     def _make(self, function: Callable[..., Any], key: int) -> Function:
         made = Function(next(self._numbers))
         kind = type(function)
-        if (
-            kind is FunctionType
-            or kind is type
-            or (kind is BuiltinFunctionType and _is_stateless(function))
+        if kind is FunctionType or kind is type or (
+            kind is BuiltinFunctionType and _is_stateless(function)
         ):
             known = self._known
             reference = weakref.ref(function, lambda _: known.pop(key, None))

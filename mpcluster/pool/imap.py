@@ -419,3 +419,5 @@ class Reader:
         if owner is not None:
             owner.end_with(error)
             self._engine.interrupt()
+
+

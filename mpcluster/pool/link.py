@@ -212,3 +212,5 @@ class Link:
             descriptors.close(self.socket)
             descriptors.close(self.doorbell)
             self.ring.close()
+
+

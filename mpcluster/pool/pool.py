@@ -123,7 +123,9 @@ class ClusterPool:
 
     def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:  # noqa: N803
         if self._state == RUN:
-            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+            _warn(
+                f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self
+            )
 
     def __repr__(self) -> str:
         kind = type(self)
@@ -152,6 +154,11 @@ class ClusterPool:
     def _repopulate_pool(self) -> None:
         assert self._crew is not None
         self._crew.fill()
+
+    @property
+    def broken_by(self) -> BaseException | None:
+        """Why the pool cannot be used any more, or None: an initializer has raised."""
+        return self._crew.error if self._crew is not None else None
 
     def _check_running(self) -> None:
         if self._state != RUN:
@@ -323,7 +330,8 @@ class ClusterPool:
             buffersize: The most results that are ahead of those taken; None leaves it to the
                 pool.
         """
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize)
+        it = self._imap(IMapIterator, func, iterable, chunksize, buffersize)
+        return _flat(it, chunksize)
 
     def imap_unordered(
         self,
@@ -334,7 +342,8 @@ class ClusterPool:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap`, but yield the results in the order in which they come."""
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize)
+        it = self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize)
+        return _flat(it, chunksize)
 
     def istarmap(
         self,
@@ -345,7 +354,8 @@ class ClusterPool:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap`, with each element unpacked into the arguments."""
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
+        it = self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
+        return _flat(it, chunksize)
 
     def istarmap_unordered(
         self,
@@ -356,7 +366,21 @@ class ClusterPool:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap_unordered`, with each element unpacked into the arguments."""
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, star=True)
+        it = self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, star=True)
+        return _flat(it, chunksize)
+
+    def istarmap_results(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+    ) -> IMapIterator:
+        """As :meth:`istarmap`, but an iterator of chunks where ``chunksize`` is above 1.
+
+        For the executor, whose iterator knows a deadline.
+        """
+        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
 
     def _imap(
         self,
@@ -367,7 +391,7 @@ class ClusterPool:
         buffersize: int | None,
         *,
         star: bool = False,
-    ) -> Any:
+    ) -> IMapIterator:
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
@@ -396,8 +420,6 @@ class ClusterPool:
             if limit is None and length is not None:
                 limit = 1 << 62
             self._readers.add(Reader(it, source, engine, limit))
-        if chunked:
-            return itertools.chain.from_iterable(it)
         return it
 
     # -- the same pool, seen otherwise ---------------------------------------------------------
@@ -654,8 +676,12 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+def _flat(it: IMapIterator, chunksize: int) -> Any:
+    return it if chunksize == 1 else itertools.chain.from_iterable(it)
+
+
 def _chunks(iterable: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    if isinstance(iterable, list | tuple | range):
+    if isinstance(iterable, list | tuple | range) :
         for begin in range(0, len(iterable), size):
             yield iterable[begin : begin + size]  # type: ignore[misc]
         return

@@ -497,7 +497,7 @@ def remote_error(payload: Any) -> BaseException:
     try:
         error = pickle.loads(data)
         if not isinstance(error, BaseException):
-            raise TypeError(f"it became {error!r}")
+            raise TypeError(f"it became {error!r}")  # noqa: TRY004
     except BaseException as why:  # noqa: BLE001  # a user's __setstate__ may raise anything
         error = SerializationError(
             "the task raised an error that cannot be unpickled here "

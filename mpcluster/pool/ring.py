@@ -31,7 +31,7 @@ from typing import Final
 from mpcluster import descriptors
 from mpcluster.pool.records import HEADER
 
-__all__ = ["BEGUN", "FROM", "HEAD", "READY", "SINCE", "SIZE", "TAIL", "TO", "Ring", "new_fence"]
+__all__ = ["BEGUN", "FROM", "HEAD", "READY", "SIZE", "SINCE", "TAIL", "TO", "Ring", "new_fence"]
 
 #: Bytes of the answers. An answer that finds no room goes by the socket.
 SIZE: Final = 1 << 16
