@@ -27,7 +27,13 @@ WAYS = ("SIGKILL", "os._exit", "segfault", "sys.exit", "exception", "MemoryError
 DEADLY = {"SIGKILL": -signal.SIGKILL, "os._exit": 7, "segfault": -signal.SIGSEGV}
 
 #: When it does, if it has a task.
-STAGES = ("unpickling the task", "running", "pickling the result", "writing the result")
+STAGES = (
+    "unpickling the task",
+    "running",
+    "pickling the result",
+    "writing the result",
+    "writing a large result",
+)
 
 EXIT_STATUS = 3
 
@@ -208,7 +214,14 @@ def work(task: Task) -> Any:
             return HappensWhenPickled(accident.way)
         if accident.stage == "writing the result":
             return big_result(accident.way, accident.size)
+        if accident.stage == "writing a large result":
+            return large_result(accident.way, accident.size)
     return task.number
+
+
+def letters(size: int) -> bytes:
+    """A result of that size."""
+    return b"l" * size
 
 
 def meet(_: object) -> int:
@@ -219,25 +232,27 @@ def meet(_: object) -> int:
 
 # -- in the middle of writing a result ------------------------------------------------------
 
-#: Numbers of the system calls that write (write, writev, sendto, sendmsg, sendfile), and of those
-#: that wait for the next task (read, poll, select, recvfrom, recvmsg, epoll_wait, ppoll,
-#: epoll_pwait), as ``/proc`` shows them.
+#: Numbers of the system calls that write (write, writev, pwrite64, pwritev, pwritev2, sendto,
+#: sendmsg), and of those that wait for the next task (read, poll, select, recvfrom, recvmsg,
+#: epoll_wait, ppoll, epoll_pwait), as ``/proc`` shows them.
 _CALLS = {
-    "x86_64": ({"1", "20", "44", "46", "40"}, {"0", "7", "23", "45", "47", "232", "271", "281"}),
-    "aarch64": ({"64", "66", "206", "211", "71"}, {"63", "72", "73", "207", "212", "22"}),
+    "x86_64": (
+        {b"1", b"20", b"18", b"296", b"328", b"44", b"46"},
+        {b"0", b"7", b"23", b"45", b"47", b"232", b"271", b"281"},
+    ),
+    "aarch64": (
+        {b"64", b"66", b"68", b"70", b"287", b"206", b"211"},
+        {b"63", b"72", b"73", b"207", b"212", b"22"},
+    ),
 }
 
 
 def big_result(way: str, size: int) -> bytes:
-    """A result of that size; while the worker writes it, it happens.
+    """A result of that size; while the worker writes it to a socket, it happens.
 
     Where the worker is done with it before it could happen, nothing does.
     """
     result = b"r" * size
-    if way == "MemoryError":  # there is no moment to wait for: half of a copy finds no room
-        Board.current.happens()
-        MemoryLimit(size // 2).__enter__()  # and stays: what comes later is small
-        return result
     signal.signal(signal.SIGUSR1, lambda *_: happen(way))
     threading.Thread(
         target=_happen_in_the_middle,
@@ -247,15 +262,34 @@ def big_result(way: str, size: int) -> bytes:
     return result
 
 
+def large_result(way: str, size: int) -> bytes:
+    """A result of that size; when the worker has written a piece of it to a file, it happens.
+
+    For what goes through shared memory, before anybody was told of it.
+    """
+    result = b"r" * size
+    if way == "MemoryError":  # there is no moment to wait for: half of a copy finds no room
+        Board.current.happens()
+        MemoryLimit(size // 2).__enter__()  # and stays: what comes later is small
+        return result
+
+    def trap(_frame: FrameType, event: str, function: Any) -> None:
+        if event == "c_return" and function.__name__ in {"write", "writev", "pwrite", "pwritev"}:
+            sys.setprofile(None)
+            happen(way)
+
+    sys.setprofile(trap)
+    return result
+
+
 def _happen_in_the_middle(way: str, main: int, task: FrameType) -> None:
     """Wait until the main thread has left the task and is in a system call that writes."""
     writing, reading = _CALLS[os.uname().machine]
-    status = f"/proc/self/task/{threading.main_thread().native_id}/syscall"
+    status = os.open(f"/proc/self/task/{threading.main_thread().native_id}/syscall", os.O_RDONLY)
     while True:
         frame = sys._current_frames()[main]
         instruction = frame.f_lasti
-        with open(status) as file:
-            call = file.read().split()[0]
+        call = os.pread(status, 100, 0).split()[0]
         # The main thread may have gone on meanwhile, and may already be in another task. If it
         # stands where it stood, it stays there until this thread gives up the interpreter.
         if sys._current_frames()[main] is not frame or frame.f_lasti != instruction:

@@ -84,7 +84,7 @@ def test_01_a_worker_dies_in_a_task(board):
 
 def test_02_a_worker_dies_while_it_writes_a_big_result(board):
     """Of the family of gh-66587, pebble#97, pebble#13: half a result hung the whole pool."""
-    tasks = crashing.tasks(TASKS, 3, Accident("SIGKILL", "writing the result", 8 << 20))
+    tasks = crashing.tasks(TASKS, 3, Accident("SIGKILL", "writing the result", 450_000))
     with make_pool(WORKERS) as pool:
         pending = [pool.apply_async(crashing.work, (task,)) for task in tasks]
         lost = pending.pop(3)
