@@ -19,7 +19,7 @@ class ClusterContext(context.ForkContext):
 
     Process = ClusterProcess
 
-    def Pool(  # type: ignore[override]  # noqa: N802
+    def Pool(  # noqa: N802
         self,
         processes: int | None = None,
         initializer: Callable[..., object] | None = None,

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol
 
 from mpcluster import descriptors, forking, interpreter, leash
 
-__all__ = ["UNKNOWN_EXITCODE", "Popen"]
+__all__ = ["UNKNOWN_EXITCODE", "Popen", "own_pidfd"]
 
 #: The exit code of a child whose status somebody else has taken, on kernels that do not
 #: keep it (before 6.15); the same number as asyncio's child watchers give.
@@ -58,32 +58,43 @@ class Popen(popen_fork.Popen):
     finalizer: Any  # a weakref.finalize, which is called as the base class's Finalize is
 
     def _launch(self, process_obj: Child) -> None:
-        self._owner = os.getpid()
-        # Guards `returncode` and the one waitpid that may succeed. Taken by any thread
-        # that looks at the child; nothing but waitpid(WNOHANG) happens under it. Re-entrant,
-        # for a signal handler may look too. A forked child never takes it: there, `poll`
-        # sees that the child is not its own.
-        self._reaping = threading.RLock()
+        self._begin()
         with descriptors.opening():
             ours, theirs = Pipe(duplex=True)
             descriptors.own(ours)
             descriptors.own(theirs)
         try:
-            parent_sentinel = _own_pidfd()
+            parent_sentinel = own_pidfd()
             threaded = threading.active_count() > 1
             keep = (theirs.fileno(), parent_sentinel, leash.hold())
             pid = forking.fork(keep)
             if pid == 0:
-                self._run_child(process_obj, theirs, parent_sentinel, threaded=threaded)
+                self.run_child(process_obj, theirs, parent_sentinel, threaded=threaded)
         except BaseException:
             if os.getpid() != self._owner:
                 os._exit(1)  # a Ctrl-C just after the fork: no second master goes on here
             descriptors.close(ours)
             descriptors.close(theirs)
             raise
+        descriptors.close(theirs)
+        self._adopt(pid, ours)
+
+    def _begin(self) -> None:
+        self._owner = os.getpid()
+        # Guards `returncode` and the one waitpid that may succeed. Taken by any thread
+        # that looks at the child; nothing but waitpid(WNOHANG) happens under it. Re-entrant,
+        # for a signal handler may look too. A forked child never takes it: there, `poll`
+        # sees that the child is not its own.
+        self._reaping = threading.RLock()
+
+    def _adopt(self, pid: int, ours: Connection[Any, Any]) -> None:
+        """Hold the child that was forked.
+
+        Raises:
+            OSError: Out of descriptors; the child is ended again.
+        """
         self.pid = pid
         self.connection = ours
-        descriptors.close(theirs)
         try:
             with descriptors.opening():
                 self.sentinel = _open_sentinel(pid)
@@ -99,9 +110,10 @@ class Popen(popen_fork.Popen):
         self._watched = self._close_wanted = False  # guarded by `_reaping`, too
 
     @staticmethod
-    def _run_child(
+    def run_child(
         process_obj: Child, channel: Connection[Any, Any], sentinel: int, *, threaded: bool
     ) -> None:
+        """In the child: be that process, to its end. Does not return."""
         code = 1
         try:
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
@@ -217,7 +229,8 @@ def _open_sentinel(pid: int) -> int:
 _pidfd: tuple[int, int] | None = None
 
 
-def _own_pidfd() -> int:
+def own_pidfd() -> int:
+    """This process's own pidfd, for a child to know its parent's end by."""
     global _pidfd
     with descriptors.opening():
         if _pidfd is None or _pidfd[0] != os.getpid():

@@ -17,12 +17,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from mpcluster import descriptors, leash, watcher
+from mpcluster import descriptors, forking, leash, watcher
 from mpcluster.errors import WorkerDiedError
 from mpcluster.events import Emitter, call
 from mpcluster.forking import EndingError
 from mpcluster.pool.dispatch import Dispatcher, died
 from mpcluster.pool.link import Line, Link
+from mpcluster.pool.template import Template, TemplateGoneError
 from mpcluster.pool.worker import Berth, Plan
 from mpcluster.process import ClusterProcess
 
@@ -67,6 +68,9 @@ class Crew:
         self._quota = quota
         self._links: dict[int, Link] = {}
         self._stillborn = 0
+        self._template: Template | None = None
+        self._has_template = True
+        self._is_filled = False
         self._is_over = False
         self._is_leaving = False
         # Guards how many are being hired, `processes` and `_links`: taken by the attendant
@@ -91,6 +95,7 @@ class Crew:
                     or self.error is not None
                     or present + self._hiring >= self.size
                 ):
+                    self._is_filled = True
                     return
                 self._hiring += 1
             try:
@@ -103,8 +108,7 @@ class Crew:
         line = Line()
         try:
             process = self._make(line.berth, self._plan)
-            with descriptors.keep(*line.inherited, leash.hold()):
-                process.start()
+            self._start(process, line)
         except BaseException:
             line.abandon()
             raise
@@ -116,6 +120,26 @@ class Crew:
         self._watch(link, weakref.ref(self.dispatcher))
         if self._is_over:  # meanwhile
             process.kill()
+
+    def _start(self, process: Any, line: Line) -> None:
+        """The first ones are forked by this process, replacements by the template."""
+        if type(process).start is not ClusterProcess.start or not forking.can_fork_sibling():
+            self._has_template = False
+        elif self._template is None and self._has_template:
+            self._template = Template(process, self._plan)
+        if self._template is not None and self._is_filled:
+            process._Popen = self._template.popen  # noqa: SLF001
+            try:
+                process.start()
+            except TemplateGoneError:
+                self._template.close()
+                self._template, self._has_template = None, False
+                del process._Popen  # noqa: SLF001
+            else:
+                del process._Popen  # noqa: SLF001
+                return
+        with descriptors.keep(*line.inherited, leash.hold()):
+            process.start()
 
     @staticmethod
     def _watch(link: Link, dispatcher: weakref.ref[Dispatcher]) -> None:
@@ -227,6 +251,8 @@ class Crew:
         for process in processes:
             process.join()
         self.dispatcher.stop(error)
+        if self._template is not None:
+            self._template.close()
         with self._lock:
             for link in self._links.values():
                 link.close()

@@ -46,16 +46,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from mpcluster import descriptors, pickling
+from mpcluster import descriptors
 from mpcluster.errors import SerializationError, TaskTimeoutError, WorkerDiedError
-from mpcluster.outbox import Outgoing
 from mpcluster.pool import records
+from mpcluster.pool.attendant import Attendant
 from mpcluster.pool.engine import Awaited
 from mpcluster.pool.functions import Function, Functions
 from mpcluster.pool.imap import Feed
 from mpcluster.pool.link import Link
-from mpcluster.pool.records import HEADER, PLAIN
 from mpcluster.pool.results import Call, remote_error
+from mpcluster.pool.sending import write
 
 __all__ = ["Dispatcher"]
 
@@ -67,7 +67,13 @@ TICK: Final = 0.002
 #: noticed only when it ends.
 SLICE: Final = 0.5
 
-_PROTOCOL: Final = pickle.HIGHEST_PROTOCOL
+#: Calls that gather in the queue before the submitting thread sends them to a busy worker.
+TOGETHER: Final = 64
+#: Seconds that a thread that waits looks into the ring, before it sleeps: to be put to sleep
+#: and woken again costs a call of a short function more than all the rest of it.
+SPIN: Final = 30e-6
+_MOST_SPINS: Final = 64
+_CORES: Final = len(os.sched_getaffinity(0))
 _DOORBELL: Final = select.EPOLLIN | select.EPOLLET
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 #: What pickling raises of itself. Anything else is a user's ``__reduce__`` speaking.
@@ -116,6 +122,7 @@ class Dispatcher:
         self._error: BaseException | None = None  # it is over, or broken
         self._turn = allocate_lock()
         self._driver = 0
+        self.rounds = 0  # how often somebody has had the turn
         self._followers: deque[Awaited] = deque()
         self._on_quiet: Callable[[], object] | None = None
         with descriptors.opening():
@@ -126,6 +133,7 @@ class Dispatcher:
         self._epoll.register(self._bell, _DOORBELL)
         self._actions: dict[int, Callable[[int], object]] = {}
         self._is_over = False
+        self._spins = _MOST_SPINS if _CORES > 1 else -(1 << 62)
         self._attendant = Attendant(self)
         _all.add(self)
 
@@ -190,8 +198,10 @@ class Dispatcher:
 
     def submit(self, call: Call) -> None:
         """Run a call. Any thread; returns at once."""
-        self._queue.append(call)
-        if self._idle or self._hungry:
+        queue = self._queue
+        queue.append(call)
+        # A busy worker is not sent one by one what can go together: who drives will.
+        if self._idle or (self._hungry and len(queue) >= TOGETHER):
             self.feed()
         if self._error is not None:
             self._drop_all(self._error)
@@ -222,7 +232,7 @@ class Dispatcher:
                 return
             link, calls = found
             try:
-                self._send(link, calls)
+                write(link, calls, self._fail_unsent)
             except BaseException:  # Ctrl-C
                 link.filling = False
                 raise
@@ -256,7 +266,9 @@ class Dispatcher:
                 under_way[number] = call
                 number += 1
             link.next_number = number
-            link.depth = calls[-1].known_as.depth
+            known = calls[-1].known_as
+            link.depth = known.depth
+            link.quickest = known.mean
             link.filling = True
             if link.quota is not None:
                 link.quota -= len(calls)
@@ -271,7 +283,7 @@ class Dispatcher:
     def _take(self, have: int, quota: int | None) -> list[Call]:
         """The next calls for a worker that has so many. Under the lock."""
         queue = self._queue
-        calls: list[Call] = []
+        calls: list[Any] = []
         share = -(-len(queue) // (len(self.links) or 1))
         if quota is not None:
             share = min(share, quota)
@@ -306,53 +318,6 @@ class Dispatcher:
 
     # -- sending -----------------------------------------------------------------------------
 
-    def _send(self, link: Link, calls: list[Call]) -> None:
-        """Pickle and write; a call that cannot be pickled fails. By the one who fills."""
-        known, pack, dumps = link.known, HEADER.pack, pickle.dumps
-        pieces: list[bytes | Outgoing] = []
-        for call in calls:
-            entry = call.known_as
-            try:
-                if entry.number not in known and not self._define(link, call, entry, pieces):
-                    continue
-                given, kind = call.given, call.kind
-                if (
-                    type(given) in PLAIN
-                    if kind == records.ONE
-                    else kind == records.CALL and PLAIN.issuperset(map(type, given))
-                ):
-                    data = dumps(given, _PROTOCOL)
-                else:
-                    pickled = pickling.dump(given)
-                    segments, buffers, carried = pickled
-                    if len(segments) != 1 or buffers or carried:
-                        pieces.append(records.parcel(kind, entry.number, call.number, pickled))
-                        continue
-                    data = segments[0]  # type: ignore[assignment]
-            except Exception as error:  # noqa: BLE001  # a user's __reduce__
-                self._fail_unsent(link, call, error)
-                continue
-            pieces.append(pack(kind, entry.number, call.number, len(data)) + data)
-        if pieces:
-            link.write(pieces)
-
-    def _define(
-        self, link: Link, call: Call, entry: Function, pieces: list[bytes | Outgoing]
-    ) -> bool:
-        function = call.function
-        if function is None:  # it was cancelled in the meantime
-            link.under_way.pop(call.number, None)
-            return False
-        pickled = entry.pickled(function)
-        segments, buffers, carried = pickled
-        if buffers or carried:
-            pieces.append(records.parcel(records.DEFINE, entry.number, 0, pickled))
-        else:
-            data = bytes(segments[0])
-            pieces.append(HEADER.pack(records.DEFINE, entry.number, 0, len(data)) + data)
-        link.known.add(entry.number)
-        return True
-
     def _fail_unsent(self, link: Link, call: Call, error: BaseException) -> None:
         if link.under_way.pop(call.number, None) is not None:
             cause = error.__cause__
@@ -379,6 +344,8 @@ class Dispatcher:
         lock = awaited.enlist()
         self._followers.append(awaited)
         try:
+            if self._attendant.is_driving:
+                os.eventfd_write(self._bell, 1)  # it leaves the turn to who waits
             # Looked at once more after that, as he looks for followers after he has left.
             if not self._turn.locked() or awaited.ready():
                 return
@@ -395,6 +362,7 @@ class Dispatcher:
 
     def _drive(self, ready: Callable[[], bool], deadline: float | None) -> None:
         """With the turn: take in answers until it is ready; then pass the turn on."""
+        self.rounds += 1
         self._driver = get_ident()
         try:
             while not ready():
@@ -406,7 +374,13 @@ class Dispatcher:
                     timeout = max(0.0, min(SLICE, deadline - time.monotonic()))
                 if self._deep or self._timed:
                     timeout = min(timeout, self._look_after())
+                elif self._spins > 0 and len(self._busy) == 1 and self._spin():
+                    continue
                 events = self._epoll.poll(timeout)
+                if self._spins < 0:
+                    self._spins += 1
+                    if not self._spins:
+                        self._spins = 8
                 for fd, event in events:
                     action = self._actions.get(fd)
                     if action is not None:
@@ -420,20 +394,55 @@ class Dispatcher:
             self._turn.release()
             self._pass_on()
 
+    def _spin(self) -> bool:
+        """Look into the one busy worker's ring for an instant; did an answer come?
+
+        Where that fails too often (other work on this machine), it is left out for a while.
+        """
+        try:
+            (link,) = self._busy
+        except ValueError:  # another thread has just sent something
+            return False
+        if link.quickest > SPIN:
+            return False
+        if link.ring.wait(link.quickest + SPIN):
+            self._spins = min(_MOST_SPINS, self._spins + 1)
+            self._collect(link)
+            return True
+        self._spins -= 4
+        if self._spins <= 0:
+            self._spins = -_MOST_SPINS
+        return False
+
     def _pass_on(self) -> None:
         """The turn is free: the next that waits may have it, or the attendant."""
         for follower in self._followers.copy():
             follower.poke()
-            return
+            break
         if self._is_over:
             self._close()
-        elif self.has_work():
-            self._attendant.wake()
+        elif self._queue or self._busy or self._deaths:
+            self._attendant.stand_by()
 
     def attend(self) -> None:
         """See to it that somebody drives. Any thread, after it has added something."""
         if not self._driver:
             self._attendant.wake()
+
+    @property
+    def has_followers(self) -> bool:
+        """Does somebody wait for the turn?"""
+        return bool(self._followers)
+
+    def try_to_drive(self, ready: Callable[[], bool]) -> None:
+        """Drive until it is ready, if nobody else does."""
+        if self._turn.acquire(blocking=False):
+            self._drive(ready, None)
+
+    def tell_quiet(self) -> None:
+        """Call what waits for there being nothing left to do, if that is so."""
+        if self._on_quiet is not None and not self.has_work():
+            self._on_quiet()
 
     def call_later(self, job: Callable[[], object]) -> None:
         """Call ``job()`` in the attendant's thread."""
@@ -453,6 +462,8 @@ class Dispatcher:
         """Take in what is in a worker's ring. With the turn."""
         under_way, loads = link.under_way, pickle.loads
         last: Function | None = None
+        owner: Any = None
+        arrived: list[tuple[int, tuple[bool, Any]]] = []
         count = spent = 0
         for kind, took, number, payload in link.ring.take():
             if kind != records.VALUE:
@@ -472,9 +483,20 @@ class Dispatcher:
                 value = loads(payload)
             except BaseException as error:  # noqa: BLE001  # a user's __setstate__
                 self._fail_unreadable(call, error)
-            else:
+                continue
+            if call.owner is None:
                 call.finish(value)
-            call = value = None
+                continue
+            if call.owner is not owner:
+                if arrived:
+                    owner.put_all(arrived)
+                    arrived = []
+                owner = call.owner
+            arrived.append((call.index, (True, value)))
+        call = value = None
+        if arrived:
+            owner.put_all(arrived)
+            del arrived
         if last is not None:
             last.ran(count, spent * 1e-7)
         with self._lock:
@@ -659,7 +681,9 @@ class Dispatcher:
 
     def is_running(self, call: Any) -> bool:
         """Is a worker busy with it?"""
-        return any(part.link is not None and part.link.begun >= part.number for part in call.parts())
+        return any(
+            part.link is not None and part.link.begun >= part.number for part in call.parts()
+        )
 
     # -- death ---------------------------------------------------------------------------------
 
@@ -802,138 +826,25 @@ def died(link: Link, what: str) -> WorkerDiedError:
     """The error for what was lost with a worker."""
     process = link.process
     code = process.exitcode
-    error = WorkerDiedError(
-        "", worker_id=getattr(process, "id", None), pid=link.pid, exitcode=code
-    )
+    error = WorkerDiedError("", worker_id=getattr(process, "id", None), pid=link.pid, exitcode=code)
     sign = error.signal
     if sign is not None:
         how = f"was ended by {sign.name}"
         hint = {
             "SIGKILL": "; where nobody sent it, the system was out of memory: see its log",
-            "SIGSEGV": "; compiled code has failed: faulthandler.enable() in an initializer shows where",
+            "SIGSEGV": "; compiled code failed: faulthandler.enable() in an initializer shows where",
         }.get(sign.name, "")
     else:
         how, hint = f"exited with code {code}", ""
-    error.args = (
-        f"worker {process.name} (pid {link.pid}) {how} {what}{hint}. "
-        "The pool goes on; retries= begins such a task anew",
-    )
+    who = f"worker {process.name} (pid {link.pid})"
+    text = f"{who} {how} {what}{hint}. The pool goes on; retries= begins such a task anew"
+    error.args = (text,)
     return error
 
 
 def _name(call: Call) -> str:
     function = call.function
     return getattr(function, "__qualname__", None) or type(function).__name__
-
-
-class Attendant:
-    """The pool's own thread: drives when nobody waits, and runs callbacks.
-
-    Started by the first :meth:`wake`; parked on a lock whenever there is nothing for it to do;
-    ended by :meth:`stop`. It holds its dispatcher weakly while parked, so that a pool that is
-    dropped can be collected. A daemon. A forked child has none, and starts none.
-    """
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = weakref.ref(dispatcher)
-        self._jobs: deque[Callable[[], object]] = deque()
-        self._parked = allocate_lock()  # taken to park, released to wake
-        self._parked.acquire()
-        self._is_awake = False
-        self._is_stopped = False
-        # Guards the one start; taken by whoever wakes it first.
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def add(self, job: Callable[[], object]) -> None:
-        """Run ``job()`` soon. Any thread."""
-        self._jobs.append(job)
-        self.wake()
-        dispatcher = self._dispatcher()
-        if dispatcher is not None and self._thread is not None:
-            if dispatcher._driver == self._thread.ident:  # noqa: SLF001
-                dispatcher.interrupt()
-
-    def wake(self) -> None:
-        """Let it look for something to do. Any thread."""
-        if self._is_awake or self._is_stopped:
-            return
-        self._is_awake = True
-        if self._thread is None:
-            self._start()
-        try:
-            self._parked.release()
-        except RuntimeError:
-            pass  # somebody else has
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="mpcluster-pool", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # the interpreter is about to end
-                    return
-                self._thread = thread
-
-    def is_at_rest(self) -> bool:
-        """Has it run every job?"""
-        return not self._jobs and not self._is_busy
-
-    _is_busy = False
-
-    def _run(self) -> None:
-        while True:
-            self._parked.acquire()
-            if self._is_stopped:
-                return
-            dispatcher = self._dispatcher()
-            if dispatcher is None:
-                return
-            while self._attend(dispatcher):
-                pass
-            del dispatcher
-
-    def _attend(self, dispatcher: Dispatcher) -> bool:
-        """One round; is there more to do at once?"""
-        jobs = self._jobs
-        while jobs:
-            self._is_busy = True
-            job = jobs.popleft()
-            try:
-                job()
-            except Exception:
-                logger.exception("in a pool's own thread")
-            del job
-        self._is_busy = False
-        if dispatcher._on_quiet is not None and not dispatcher.has_work():  # noqa: SLF001
-            dispatcher._on_quiet()  # noqa: SLF001
-        if self._is_stopped:
-            return False
-        if dispatcher.has_work() and dispatcher._turn.acquire(blocking=False):  # noqa: SLF001
-            dispatcher._drive(  # noqa: SLF001
-                lambda: bool(jobs) or self._is_stopped or not dispatcher.has_work(), None
-            )
-        self._is_awake = False
-        if jobs or (dispatcher.has_work() and not dispatcher._turn.locked()):  # noqa: SLF001
-            self._is_awake = True
-            return True
-        return False
-
-    def stop(self) -> None:
-        """End the thread, and wait for it; unless this is it."""
-        self._is_stopped = True
-        self._jobs.clear()
-        thread = self._thread
-        try:
-            self._parked.release()
-        except RuntimeError:
-            pass
-        dispatcher = self._dispatcher()
-        if dispatcher is not None:
-            dispatcher.interrupt()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(SLICE)
 
 
 _all: weakref.WeakSet[Dispatcher] = weakref.WeakSet()

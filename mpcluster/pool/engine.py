@@ -47,6 +47,9 @@ class Engine(Protocol):
     def submit_all(self, calls: Iterable[Any]) -> None:
         """Run these; a feed of calls may stand for many."""
 
+    def attend(self) -> None:
+        """See to it that what was submitted goes on, though nobody waits for it."""
+
     def wait(self, awaited: Awaited, deadline: float | None) -> None:
         """Wait until it is ready, or until ``deadline`` (monotonic seconds)."""
 

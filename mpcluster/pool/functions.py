@@ -81,16 +81,21 @@ class Functions:
         """Return the entry of a function, a new one if it is not known. Any thread."""
         key = id(function)
         found = self._known.get(key)
-        if found is not None and found[0]() is function:
-            if found[2] is None or found[2] == _state(function):
-                return found[1]
+        if (
+            found is not None
+            and found[0]() is function
+            and (found[2] is None or found[2] == _state(function))
+        ):
+            return found[1]
         return self._make(function, key)
 
     def _make(self, function: Callable[..., Any], key: int) -> Function:
         made = Function(next(self._numbers))
         kind = type(function)
-        if kind is FunctionType or kind is type or (
-            kind is BuiltinFunctionType and _is_stateless(function)
+        if (
+            kind is FunctionType
+            or kind is type
+            or (kind is BuiltinFunctionType and _is_stateless(function))
         ):
             known = self._known
             reference = weakref.ref(function, lambda _: known.pop(key, None))

@@ -46,11 +46,11 @@ def is_inert(iterable: object) -> bool:
 class Item:
     """One call of a map; a :class:`~mpcluster.pool.results.Call`."""
 
-    __slots__ = ("_index", "_owner", "deaths", "given", "kind", "known_as", "link", "number")
+    __slots__ = ("deaths", "given", "index", "kind", "known_as", "link", "number", "owner")
 
     def __init__(self, owner: IMapIterator, index: int, given: Any) -> None:
-        self._owner = owner
-        self._index = index
+        self.owner = owner
+        self.index = index
         self.given = given
         self.kind = owner.kind
         self.known_as = owner.known_as
@@ -60,20 +60,20 @@ class Item:
     @property
     def options(self) -> Options:
         """Those of the map."""
-        return self._owner.options
+        return self.owner.options
 
     @property
     def function(self) -> Any:
         """That of the map."""
-        return self._owner.function
+        return self.owner.function
 
     def finish(self, value: Any) -> None:
         """It has returned ``value``."""
-        self._owner.put(self._index, (True, value))
+        self.owner.put(self.index, (True, value))
 
     def fail(self, error: BaseException) -> None:
         """It has raised ``error``."""
-        self._owner.put(self._index, (False, error))
+        self.owner.put(self.index, (False, error))
 
     def cancel_unsent(self) -> None:
         """Cancel the map."""
@@ -81,11 +81,11 @@ class Item:
 
     def drop(self, error: BaseException) -> None:
         """The pool has ended."""
-        self._owner.fail(error)
+        self.owner.fail(error)
 
     def is_over(self) -> bool:
         """Was the map stopped?"""
-        return self._owner.stopped
+        return self.owner.stopped
 
 
 class Feed:
@@ -131,7 +131,7 @@ class Feed:
 class IMapIterator:
     """The results of ``imap``, in the order of the inputs."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         engine: Engine,
         pool: object,
@@ -180,9 +180,26 @@ class IMapIterator:
                 self._unsorted[index] = result
         self._arrived()
 
-    def _arrived(self) -> None:
+    def put_all(self, results: list[tuple[int, tuple[bool, Any]]]) -> None:
+        """These have come. One thread at a time, beside :meth:`put`."""
+        with self._lock:
+            items, unsorted = self._items, self._unsorted
+            expected = self._index
+            for index, result in results:
+                if index == expected:
+                    items.append(result)
+                    expected += 1
+                    while unsorted and expected in unsorted:
+                        items.append(unsorted.pop(expected))
+                        expected += 1
+                else:
+                    unsorted[index] = result
+            self._index = expected
+        self._arrived(len(results))
+
+    def _arrived(self, count: int = 1) -> None:
         if self.progress is not None:
-            self.progress(1)
+            self.progress(count)
         if self._index == self._length:
             self._pool = None
         if self._sleepers:
@@ -270,7 +287,7 @@ class IMapIterator:
         finally:
             del self, value  # the traceback holds this frame
 
-    __next__ = next
+    __next__ = next  # noqa: A003  # as multiprocessing names it
 
     def _wait_for_next(self, timeout: float | None) -> tuple[bool, Any]:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -300,6 +317,13 @@ class IMapUnorderedIterator(IMapIterator):
             self._items.append(result)
             self._index += 1
         self._arrived()
+
+    def put_all(self, results: list[tuple[int, tuple[bool, Any]]]) -> None:
+        """These have come."""
+        with self._lock:
+            self._items.extend([result for _, result in results])
+            self._index += len(results)
+        self._arrived(len(results))
 
 
 class Reader:
@@ -419,5 +443,3 @@ class Reader:
         if owner is not None:
             owner.end_with(error)
             self._engine.interrupt()
-
-

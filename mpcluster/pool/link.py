@@ -85,6 +85,7 @@ class Link:
         self.filling = False
         self.quota = quota
         self.depth = 1
+        self.quickest = 0.0  # seconds that what it was given last takes, as far as is known
         self.is_closed = False
         #: The call for whose sake the worker was killed, and the error that it gets.
         self.execution: tuple[Call | None, BaseException] | None = None
@@ -212,5 +213,3 @@ class Link:
             descriptors.close(self.socket)
             descriptors.close(self.doorbell)
             self.ring.close()
-
-

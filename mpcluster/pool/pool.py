@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable
 from multiprocessing import context as _context
 from multiprocessing import util
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
-from mpcluster.context import get_context
 from mpcluster.errors import EngineUnavailableError, PoolClosedError, TaskCancelledError
-from mpcluster.pool import records
 from mpcluster.pool.crew import Crew
-from mpcluster.pool.imap import Feed, IMapIterator, IMapUnorderedIterator, Reader, is_inert
-from mpcluster.pool.progress import Progress
-from mpcluster.pool.results import ApplyResult, Chunk, MapResult, Options
+from mpcluster.pool.imap import Reader
+from mpcluster.pool.results import Options
+from mpcluster.pool.verbs import RUN, Verbs
 from mpcluster.pool.worker import Berth, Plan, work
 from mpcluster.process import ClusterProcess
 
 __all__ = ["ClusterPool"]
 
 INIT: Final = "INIT"
-RUN: Final = "RUN"
 CLOSE: Final = "CLOSE"
 TERMINATE: Final = "TERMINATE"
 #: In a forked child: the pool is its parent's.
@@ -36,7 +34,16 @@ C = TypeVar("C", bound=Callable[..., object])
 _UNSET: Final[Any] = object()
 
 
-class ClusterPool:
+class _ForkContext(_context.ForkContext):
+    """The context of a pool that is given none."""
+
+    Process = ClusterProcess
+
+
+_context_of_ours: Final = _ForkContext()
+
+
+class ClusterPool(Verbs):
     """A pool of worker processes; every method and promise of ``multiprocessing.pool.Pool``.
 
     A worker that dies costs the one task that it ran, and is replaced. Tasks need not be
@@ -80,8 +87,10 @@ class ClusterPool:
         max_memory: int | None = None,
         name: str | None = None,
     ) -> None:
-        self._state = INIT
+        self._life = _Life()
         self._crew: Crew | None = None
+        #: The pool that this one is a view of: it lives as long as its views.
+        self._origin: ClusterPool | None = None
         if engine is not None and engine != "local":
             raise EngineUnavailableError(f"there is no engine {engine!r}; leave it out")
         self._ctx = _forking(context)
@@ -90,7 +99,7 @@ class ClusterPool:
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
         if maxtasksperchild is not None and (
-            not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0
+            not _is_int(maxtasksperchild) or maxtasksperchild <= 0
         ):
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
@@ -122,10 +131,8 @@ class ClusterPool:
         _all.add(self)
 
     def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:  # noqa: N803
-        if self._state == RUN:
-            _warn(
-                f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self
-            )
+        if self._origin is None and self._state == RUN:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
         kind = type(self)
@@ -138,6 +145,14 @@ class ClusterPool:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
     # -- what programs look at in multiprocessing's ------------------------------------------
+
+    @property
+    def _state(self) -> str:
+        return self._life.state
+
+    @_state.setter
+    def _state(self, state: str) -> None:
+        self._life.state = state
 
     @property
     def _pool(self) -> list[Any]:
@@ -160,267 +175,12 @@ class ClusterPool:
         """Why the pool cannot be used any more, or None: an initializer has raised."""
         return self._crew.error if self._crew is not None else None
 
-    def _check_running(self) -> None:
-        if self._state != RUN:
-            self._refuse()
-
     def _refuse(self) -> None:
         if self._state == INHERITED:
             raise PoolClosedError(
                 f"this pool belongs to process {self._pid}; a forked child makes one of its own"
             )
         raise PoolClosedError("Pool not running")
-
-    # -- one call ----------------------------------------------------------------------------
-
-    def apply(self, func: Callable[..., Any], args: Any = (), kwds: Any = {}) -> Any:
-        """Call ``func(*args, **kwds)`` in a worker; wait, and return what it returns."""
-        result = self._begin(func, args, kwds)
-        self._engine.submit(result)
-        return result.get()
-
-    def apply_async(
-        self,
-        func: Callable[..., Any],
-        args: Any = (),
-        kwds: Any = {},
-        callback: Callable[[Any], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> ApplyResult:
-        """As :meth:`apply`, but return the result to be, at once.
-
-        Args:
-            func: What is called.
-            args: Its arguments.
-            kwds: Its keyword arguments.
-            callback: Called with the value before the result is ready, in the pool's thread.
-            error_callback: Likewise with the error.
-        """
-        result = self._begin(func, args, kwds)
-        if callback is not None:
-            result._callback = callback  # noqa: SLF001
-        if error_callback is not None:
-            result._error_callback = error_callback  # noqa: SLF001
-        engine = self._engine
-        engine.submit(result)
-        engine.attend()
-        return result
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ApplyResult:
-        """Call ``fn(*args, **kwargs)`` in a worker; as ``concurrent.futures.Executor.submit``."""
-        result = self._begin(fn, args, kwargs)
-        engine = self._engine
-        engine.submit(result)
-        engine.attend()
-        return result
-
-    def _begin(self, function: Callable[..., Any], args: Any, kwds: Any) -> ApplyResult:
-        if self._state != RUN:
-            self._refuse()
-        engine = self._engine
-        if type(args) is not tuple:
-            args = tuple(args)
-        if kwds:
-            kind, given = records.CALL_WITH_NAMES, (args, dict(kwds))
-        else:
-            kind, given = records.CALL, args
-        return ApplyResult(
-            engine, self, kind, function, engine.known(function), given, self._options
-        )
-
-    # -- many calls --------------------------------------------------------------------------
-
-    def map(
-        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None
-    ) -> list[Any]:
-        """Call ``func`` with each element; return the list of the results, in order."""
-        result = self._map(func, iterable, records.MAP, chunksize)
-        return result.get()  # type: ignore[no-any-return]
-
-    def starmap(
-        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None
-    ) -> list[Any]:
-        """As :meth:`map`, with each element unpacked into the arguments."""
-        result = self._map(func, iterable, records.STARMAP, chunksize)
-        return result.get()  # type: ignore[no-any-return]
-
-    def map_async(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int | None = None,
-        callback: Callable[[Any], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> MapResult:
-        """As :meth:`map`, but return the result to be, at once."""
-        result = self._map(func, iterable, records.MAP, chunksize, callback, error_callback)
-        self._engine.attend()
-        return result
-
-    def starmap_async(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int | None = None,
-        callback: Callable[[Any], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> MapResult:
-        """As :meth:`starmap`, but return the result to be, at once."""
-        result = self._map(func, iterable, records.STARMAP, chunksize, callback, error_callback)
-        self._engine.attend()
-        return result
-
-    def _map(
-        self,
-        function: Callable[..., Any],
-        iterable: Iterable[Any],
-        kind: int,
-        chunksize: int | None,
-        callback: Callable[[Any], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> MapResult:
-        self._check_running()
-        engine = self._engine
-        chunksize = self._chunksize if chunksize is None else chunksize
-        if chunksize is not None and chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
-        if not isinstance(iterable, Sized):
-            iterable = list(iterable)
-        length = len(iterable)  # type: ignore[arg-type]
-        if chunksize is None:
-            chunksize = -(-length // (4 * self._processes)) or 1
-        known = engine.known(function)
-        result = MapResult(
-            engine, self, function, known, self._options, chunksize=chunksize, length=length
-        )
-        if not length:
-            return result
-        progress = Progress.of(self._progress, length, engine.call_later)
-        result.expect(callback, error_callback, progress)
-        try:
-            result.chunks = [
-                Chunk(result, index, kind, given)
-                for index, given in enumerate(_chunks(iterable, chunksize))
-            ]
-        except Exception as error:  # noqa: BLE001  # the iterable's own
-            result.fail(error)
-            return result
-        result.count_chunks()
-        for chunk in result.chunks:
-            engine.submit(chunk)
-        return result
-
-    def imap(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int = 1,
-        *,
-        buffersize: int | None = None,
-    ) -> Any:
-        """Yield the results in the order of the elements, as they come.
-
-        An iterable without a length may be endless: it is read only so far ahead as the
-        results are taken.
-
-        Args:
-            func: Called with each element.
-            iterable: The elements.
-            chunksize: How many travel, and fail, together. Small tasks are gathered anyhow.
-            buffersize: The most results that are ahead of those taken; None leaves it to the
-                pool.
-        """
-        it = self._imap(IMapIterator, func, iterable, chunksize, buffersize)
-        return _flat(it, chunksize)
-
-    def imap_unordered(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int = 1,
-        *,
-        buffersize: int | None = None,
-    ) -> Any:
-        """As :meth:`imap`, but yield the results in the order in which they come."""
-        it = self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize)
-        return _flat(it, chunksize)
-
-    def istarmap(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int = 1,
-        *,
-        buffersize: int | None = None,
-    ) -> Any:
-        """As :meth:`imap`, with each element unpacked into the arguments."""
-        it = self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
-        return _flat(it, chunksize)
-
-    def istarmap_unordered(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int = 1,
-        *,
-        buffersize: int | None = None,
-    ) -> Any:
-        """As :meth:`imap_unordered`, with each element unpacked into the arguments."""
-        it = self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, star=True)
-        return _flat(it, chunksize)
-
-    def istarmap_results(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int,
-        buffersize: int | None,
-    ) -> IMapIterator:
-        """As :meth:`istarmap`, but an iterator of chunks where ``chunksize`` is above 1.
-
-        For the executor, whose iterator knows a deadline.
-        """
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
-
-    def _imap(
-        self,
-        kind_of_iterator: type[IMapIterator],
-        function: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int,
-        buffersize: int | None,
-        *,
-        star: bool = False,
-    ) -> IMapIterator:
-        self._check_running()
-        if chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
-        if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
-            raise ValueError("buffersize must be None or an int of at least 1")
-        engine = self._engine
-        chunked = chunksize > 1
-        if chunked:
-            kind = records.STARMAP if star else records.MAP
-        else:
-            kind = records.CALL if star else records.ONE
-        it = kind_of_iterator(engine, self, kind, function, engine.known(function), self._options)
-        length = len(iterable) if isinstance(iterable, Sized) else None
-        it.progress = Progress.of(self._progress, length, engine.call_later)
-        inert = is_inert(iterable)
-        source: Iterable[Any] = iterable
-        if chunked:
-            source = _chunks(iterable, chunksize)
-        elif star:
-            source = map(tuple, iterable)
-            inert = False
-        if inert and buffersize is None:
-            engine.submit_all((Feed(it, source),))
-        else:
-            limit = buffersize
-            if limit is None and length is not None:
-                limit = 1 << 62
-            self._readers.add(Reader(it, source, engine, limit))
-        return it
 
     # -- the same pool, seen otherwise ---------------------------------------------------------
 
@@ -441,7 +201,8 @@ class ClusterPool:
                 (done, total); total is None where it is unknown.
             chunksize: For ``map`` and its like.
         """
-        seen = _View(self)
+        seen = copy.copy(self)
+        seen._origin = self._origin or self
         options = self._options
         seen._options = _checked(
             options.timeout if task_timeout is _UNSET else task_timeout,
@@ -469,7 +230,7 @@ class ClusterPool:
         they have.
         """
         self._check_running()
-        if not isinstance(processes, int) or processes < 1:
+        if not _is_int(processes) or processes < 1:
             raise ValueError("Number of processes must be at least 1")
         assert self._crew is not None
         self._crew.resize(processes)
@@ -554,7 +315,7 @@ class ClusterPool:
         if wait:
             self.join()
 
-    def __enter__(self) -> ClusterPool:
+    def __enter__(self) -> Self:
         self._check_running()
         return self
 
@@ -562,31 +323,13 @@ class ClusterPool:
         self.terminate()
 
 
-class _View(ClusterPool):
-    """A pool seen through other defaults."""
+class _Life:
+    """What a pool and all its views have in common."""
 
-    def __init__(self, origin: ClusterPool) -> None:
-        self._origin = origin._origin if isinstance(origin, _View) else origin
-        self._crew = origin._crew
-        self._engine = origin._engine
-        self._readers = origin._readers
-        self._pid = origin._pid
+    __slots__ = ("state",)
 
-    @property  # type: ignore[override]
-    def _state(self) -> str:
-        return self._origin._state
-
-    def __del__(self) -> None:  # type: ignore[override]
-        pass
-
-    def close(self) -> None:
-        self._origin.close()
-
-    def terminate(self) -> None:
-        self._origin.terminate()
-
-    def join(self) -> None:
-        self._origin.join()
+    def __init__(self) -> None:
+        self.state = INIT
 
 
 class _Quiet:
@@ -651,43 +394,33 @@ def _end(crew: Crew, readers: Iterable[Reader]) -> None:
 def _forking(context: Any) -> Any:
     """The context that makes the workers."""
     if context is None:
-        return get_context()
+        return _context_of_ours
     method = context.get_start_method()
     if method != "fork":
         raise ValueError(
             f"a ClusterPool forks its workers, and this context says {method!r}; leave it out"
         )
     if type(context) in (_context.ForkContext, _context.DefaultContext):
-        return get_context()
+        return _context_of_ours
     return context
 
 
 def _checked(timeout: float | None, retries: int) -> Options:
     if timeout is not None and not timeout > 0:
         raise ValueError(f"task_timeout must be seconds above 0, not {timeout!r}")
-    if not isinstance(retries, int) or retries < 0:
+    if not _is_int(retries) or retries < 0:
         raise ValueError(f"retries must be a number from 0 on, not {retries!r}")
     return Options(timeout, retries)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int)
 
 
 def _cores() -> int:
     if sys.version_info >= (3, 13):
         return os.process_cpu_count() or 1
     return os.cpu_count() or 1
-
-
-def _flat(it: IMapIterator, chunksize: int) -> Any:
-    return it if chunksize == 1 else itertools.chain.from_iterable(it)
-
-
-def _chunks(iterable: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    if isinstance(iterable, list | tuple | range) :
-        for begin in range(0, len(iterable), size):
-            yield iterable[begin : begin + size]  # type: ignore[misc]
-        return
-    items = iter(iterable)
-    while chunk := tuple(itertools.islice(items, size)):
-        yield chunk
 
 
 _all: weakref.WeakSet[ClusterPool] = weakref.WeakSet()

@@ -73,7 +73,7 @@ class Progress:
 
 def _tqdm() -> Any:
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
     except ImportError:
         raise EngineUnavailableError(
             'a progress bar needs tqdm: pip install "mpcluster[progress]"'

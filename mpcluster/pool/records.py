@@ -193,7 +193,6 @@ class Stream(inbox.Inbox):
         return Parcel(data, views, carried)
 
 
-
 def as_bytes(payload: memoryview | Parcel) -> bytes:
     """A payload's bytes; those of an error, which is never a parcel."""
     return bytes(payload) if isinstance(payload, memoryview) else b""

@@ -23,7 +23,7 @@ import types
 from _thread import LockType, allocate_lock
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import _base
-from multiprocessing.pool import RemoteTraceback
+from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mpcluster.errors import ResultTimeoutError, SerializationError, TaskCancelledError
@@ -62,10 +62,15 @@ class Call(Protocol):
     kind: int  #: how it is called (:mod:`mpcluster.pool.records`)
     given: Any  #: the arguments, as that kind wants them
     known_as: Function
-    options: Options
     link: Any  #: where it is under way, None before
     number: int  #: the order's number there
     deaths: int  #: how many workers have died of it
+    owner: Any  #: who takes the results of many calls at once (`put_all`), or None
+    index: int  #: which of them this is
+
+    @property
+    def options(self) -> Options:
+        """How it is to be treated."""
 
     @property
     def function(self) -> Any:
@@ -103,11 +108,13 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
     _sleepers: list[LockType] | None = None
     _called_back: list[Callable[[Any], object]] | None = None
     link: Any = None
-    number = 0
-    deaths = 0
+    owner: Any = None
+    index = number = deaths = 0
     function: Any
 
-    def __init__(  # deliberately not the base's, which makes a condition and two lists
+    # Deliberately not the base's, which makes a condition and two lists. By position: it is
+    # made for each call.
+    def __init__(  # noqa: PLR0917
         self,
         engine: Engine,
         pool: object,
@@ -128,14 +135,14 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
     # -- what concurrent.futures looks into ------------------------------------------------
 
     @property
-    def _condition(self) -> threading.Condition:
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
         made = self._made_condition
         if made is None:
             made = self.__dict__.setdefault("_made_condition", threading.Condition())
         return made
 
     @property
-    def _waiters(self) -> list[Any]:
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
         return self.__dict__.setdefault("_made_waiters", [])  # type: ignore[no-any-return]
 
     @property
@@ -346,11 +353,14 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
     def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.wrap_future(self).__await__()
 
-    __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[assignment]
+    __class_getitem__: Any = classmethod(types.GenericAlias)
 
 
 class Chunk:
     """A part of a map; a :class:`Call`."""
+
+    owner: Any = None
+    index = 0
 
     __slots__ = ("_index", "_owner", "deaths", "given", "kind", "known_as", "link", "number")
 
@@ -495,9 +505,9 @@ def remote_error(payload: Any) -> BaseException:
     """
     text, data = pickle.loads(payload)
     try:
-        error = pickle.loads(data)
+        error: BaseException = pickle.loads(data)
         if not isinstance(error, BaseException):
-            raise TypeError(f"it became {error!r}")  # noqa: TRY004
+            raise TypeError(f"it became {error!r}")
     except BaseException as why:  # noqa: BLE001  # a user's __setstate__ may raise anything
         error = SerializationError(
             "the task raised an error that cannot be unpickled here "

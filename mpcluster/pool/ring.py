@@ -25,13 +25,14 @@ import mmap
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from mpcluster import descriptors
 from mpcluster.pool.records import HEADER
 
-__all__ = ["BEGUN", "FROM", "HEAD", "READY", "SIZE", "SINCE", "TAIL", "TO", "Ring", "new_fence"]
+__all__ = ["BEGUN", "FROM", "HEAD", "READY", "SINCE", "SIZE", "TAIL", "TO", "Ring", "new_fence"]
 
 #: Bytes of the answers. An answer that finds no room goes by the socket.
 SIZE: Final = 1 << 16
@@ -127,10 +128,19 @@ class Ring:
 
     # -- the pool --------------------------------------------------------------------------
 
+    def wait(self, seconds: float) -> bool:
+        """Look for an answer again and again, for so long; has one come?"""
+        cells, head, clock = self.cells, self._head, time.perf_counter
+        until = clock() + seconds
+        while cells[TAIL] == head:
+            if clock() > until:
+                return False
+        return True
+
     def take(self) -> Iterator[tuple[int, int, int, memoryview]]:
         """All answers that are there, as (kind, extra, number, payload).
 
-        The memory of those handed out is the worker's again when the next is asked for.
+        The memory of those handed out is the worker's again when all are through.
         """
         cells = self.cells
         data = self._data
@@ -148,6 +158,5 @@ class Ring:
             head += (_HEADER + size + 7) & ~7
             self._head = head  # taken, whatever becomes of it
             yield kind, extra, number, data[at + _HEADER : at + _HEADER + size]
-            cells[HEAD] = head
         self._head = head
         cells[HEAD] = head

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import starmap
-from multiprocessing.pool import MaybeEncodingError
+from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 from typing import Any, Final
 
 from mpcluster import descriptors, pickling
@@ -95,7 +95,8 @@ class _Desk:
         """Tell the pool that there are answers."""
         os.eventfd_write(self._doorbell, 1)
 
-    def serve(self) -> None:
+    # One long loop, for it is what each task costs here.
+    def serve(self) -> None:  # noqa: C901, PLR0912, PLR0915
         """Run what comes, until the pool closes its side."""
         next_records, stream = self._stream.next_records, self._stream
         cells, functions, put = self._ring.cells, self._functions, self._ring.put
@@ -142,7 +143,7 @@ class _Desk:
                         data = self._pickle(value, number)
                 except BaseException as error:  # noqa: BLE001
                     answer, data = records.ERROR, _failure(error)
-                value = given = payload = function = None  # type: ignore[assignment]
+                value = given = payload = function = None  # type: ignore[assignment]  # noqa: PLW2901
                 now = clock()
                 if data is not None:
                     took = min((now - begin) // 100, _LONGEST)
@@ -177,10 +178,10 @@ class _Desk:
 
     def _define(self, number: int) -> Any:
         definition = self._definitions[number]
-        if type(definition) is bytes:
-            function = pickle.loads(definition)
+        if isinstance(definition, bytes):
+            function: Any = pickle.loads(definition)
         else:
-            function = definition.load()  # type: ignore[union-attr]
+            function = definition.load()
         self._functions[number] = function
         del self._definitions[number]
         return function
@@ -191,7 +192,7 @@ class _Desk:
         """Its pickle, or None where it has been sent in several parts."""
         try:
             pickled = pickling.dump(value)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             raise MaybeEncodingError(error, value) from None
         segments, buffers, carried = pickled
         if len(segments) == 1 and not (buffers or carried):
