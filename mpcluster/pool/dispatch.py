@@ -505,6 +505,8 @@ class Dispatcher:
     def _fail_unreadable(self, call: Call, error: BaseException) -> None:
         text = f"a task's result cannot be unpickled here ({type(error).__name__}: {error})"
         told = SerializationError(text)
+        if error.__traceback__ is not None:  # not our frame, and all that hangs on it
+            error.__traceback__ = error.__traceback__.tb_next
         told.__cause__ = error
         call.fail(told)
         if isinstance(error, KeyboardInterrupt):

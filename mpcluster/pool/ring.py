@@ -87,11 +87,14 @@ class Ring:
         return fd
 
     def close(self) -> None:
-        """Unmap it."""
-        self._data.release()
-        self.cells.release()
-        self.bytes.release()
-        self._map.close()
+        """Unmap it; when somebody still holds a view of it, as soon as he lets go."""
+        try:
+            self._data.release()
+            self.cells.release()
+            self.bytes.release()
+            self._map.close()
+        except BufferError:
+            pass  # the traceback of an error does, maybe
 
     def fence(self) -> None:
         """Let everything written before be seen before anything after this is read."""
