@@ -383,3 +383,38 @@ def test_workers_crash_at_every_moment():
     finally:
         Board.current.close()
         del Board.current
+
+
+def test_a_pool_after_a_closed_pool():
+    """pathos#258, pathos#275: the closed one was handed out again."""
+    for _ in range(2):
+        pool = make_pool(WORKERS)
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+        pool.close()
+        pool.join()
+
+
+def test_the_parent_is_killed():
+    """celery#102: its workers stayed for ever, and went on with what they had.
+
+    That none is left is seen by what every test is held to.
+    """
+    program = running.run(
+        "-c",
+        """
+import os, signal
+from tests.pool.kinds import make_pool
+
+def spin():
+    os.write(write, b"s")
+    while True:
+        pass
+
+read, write = os.pipe()
+pool = make_pool(2)
+results = [pool.apply_async(spin) for _ in range(2)]
+assert os.read(read, 1) + os.read(read, 1) == b"ss"
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    assert program.returncode == -signal.SIGKILL
