@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 OURS = "mpcluster"
+#: The peer of a number that has a goal of its own.
+ITSELF = "its goal"
 fork = multiprocessing.get_context("fork")
 
 
@@ -239,7 +241,7 @@ def maker(name: str) -> Callable[[int], Any]:
 
 def installed() -> Iterator[str]:
     """Name what there is to compare with; say what is missing."""
-    yield from (*FLOORS, "itself")
+    yield from (*FLOORS, ITSELF)
     for name in PEERS:
         module = {"multiprocessing": "multiprocessing", "ProcessPoolExecutor": "concurrent"}
         if importlib.util.find_spec(module.get(name, name)) is None:
