@@ -288,11 +288,12 @@ def ask(row: Row, peers: list[str], rounds: int, amount: float) -> Iterator[Resu
             if side == ITSELF or (side != OURS and side not in theirs):
                 continue
             measured = in_a_program(side, row, amount)
-            if side == OURS:
-                assert measured is not None, "nothing to compare with"
-                ours.append(measured)
-            elif measured is None:
+            if measured is None:
+                if side == OURS:  # it has been said why
+                    return
                 del theirs[side]
+            elif side == OURS:
+                ours.append(measured)
             else:
                 theirs[side].append(measured)
     for peer, times in theirs.items():
