@@ -276,11 +276,12 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
     handles.append(plt.Line2D([], [], color="k", linewidth=2))
     axes.legend(handles, [*names, "goal"], fontsize=8, loc="upper center",
-                bbox_to_anchor=(0.4, -0.06 - 0.4 / len(results)), ncols=5)  # fmt: skip
+                bbox_to_anchor=(0.4, -0.02 - 1.5 / len(results)), ncols=5)  # fmt: skip
     axes.set_yticks(ticks, questions, fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("times as fast (or as thrifty) as the peer")
     figure.savefig(file, dpi=120, bbox_inches="tight")
