@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.6, help="of one measurement")
     parser.add_argument("--tasks", type=float, default=1_000_000, help="of the endless imap")
-    parser.add_argument("-k", default="", metavar="TEXT", help="only rows whose name has it")
+    parser.add_argument("-k", action="append", metavar="TEXT", help="only rows whose name has it")
     parser.add_argument("--peers", default="*", help="only peers whose name matches, as *glob*")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE")
@@ -332,7 +332,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     results = []
     for row in ROWS:
-        if options.k not in row.name:
+        if options.k and not any(text in row.name for text in options.k):
             continue
         amount = options.tasks if row.unit == "MB" else options.seconds
         for result in ask(row, there, options.rounds, amount):
