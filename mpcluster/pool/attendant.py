@@ -129,6 +129,8 @@ class Attendant:
                 return
             while self._attend(driven):
                 pass
+            if self._is_stopped:  # its wake-up may have been taken for another's
+                return
             del driven
 
     def _attend(self, driven: Driven) -> bool:
