@@ -32,9 +32,16 @@ class Line:
             self.ours, self.theirs = socket.socketpair()
             descriptors.own(self.ours)
             descriptors.own(self.theirs)
-            self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            descriptors.own(self.doorbell)
-            self.memory = Ring.create()
+            made = [self.ours, self.theirs]
+            try:
+                self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                descriptors.own(self.doorbell)
+                made.append(self.doorbell)
+                self.memory = Ring.create()
+            except BaseException:  # no more descriptors, or no memory
+                for one in made:
+                    descriptors.close(one)
+                raise
         self.ours.setblocking(False)  # noqa: FBT003
 
     @property
