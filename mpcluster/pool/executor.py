@@ -66,6 +66,16 @@ class ClusterExecutor(concurrent.futures.Executor):
         """The pool beneath."""
         return self._pool
 
+    # -- what programs look at in ProcessPoolExecutor ------------------------------------------
+
+    @property
+    def _max_workers(self) -> int:
+        return self._pool._max_workers  # noqa: SLF001
+
+    @property
+    def _processes(self) -> dict[int, Any]:
+        return {process.pid: process for process in self._pool.workers}
+
     def __del__(self) -> None:
         # Executors are dropped without a word: what was submitted is still done.
         pool = getattr(self, "_pool", None)

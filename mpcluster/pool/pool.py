@@ -162,6 +162,9 @@ class ClusterPool(Verbs):
     def _processes(self) -> int:
         return self._crew.size if self._crew is not None else 0
 
+    #: What programs look at in an executor (dask does, before it calls `submit`).
+    _max_workers = _processes
+
     @property
     def _cache(self) -> dict[int, Any]:
         return self._engine.unfinished()
