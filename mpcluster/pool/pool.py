@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import sys
@@ -204,7 +203,8 @@ class ClusterPool(Verbs):
                 (done, total); total is None where it is unknown.
             chunksize: For ``map`` and its like.
         """
-        seen = copy.copy(self)
+        seen = object.__new__(type(self))  # not copy.copy: that asks __reduce__, which refuses
+        seen.__dict__.update(self.__dict__)
         seen._origin = self._origin or self
         options = self._options
         seen._options = _checked(
