@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from multiprocessing import context as _context
-from multiprocessing import util
+from multiprocessing import resource_tracker, util
 from typing import Any, Final, Self, TypeVar
 
 from mpcluster.errors import EngineUnavailableError, PoolClosedError, TaskCancelledError
@@ -111,6 +111,7 @@ class ClusterPool(Verbs):
         self._name = name
         self._pid = os.getpid()
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+        _share_resource_tracker()
         crew = self._crew = Crew(
             _maker(self),
             Plan(initializer, tuple(initargs), max_memory),
@@ -418,6 +419,16 @@ def _checked(timeout: float | None, retries: int) -> Options:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int)
+
+
+def _share_resource_tracker() -> None:
+    """Let a worker that looks into shared memory tell the tracker of this process (gh-82300).
+
+    One of its own would remove the memory when the worker ends. A tracker is one more process,
+    so it is started only where the program is about to have shared memory.
+    """
+    if "multiprocessing.shared_memory" in sys.modules:
+        resource_tracker.ensure_running()
 
 
 def _cores() -> int:
