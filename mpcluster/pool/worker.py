@@ -68,8 +68,12 @@ def work(berth: Berth, plan: Plan) -> None:
         except BaseException as error:  # noqa: BLE001
             desk.answer(records.UNFIT, 0, 0, _failure(error))
             desk.ring_doorbell()
+            desk.leave()
             sys.exit(1)
-    desk.serve()
+    try:
+        desk.serve()
+    finally:
+        desk.leave()
 
 
 def _ignore(_signum: int, _frame: object) -> None:
@@ -94,6 +98,14 @@ class _Desk:
     def ring_doorbell(self) -> None:
         """Tell the pool that there are answers."""
         os.eventfd_write(self._doorbell, 1)
+
+    def leave(self) -> None:
+        """Let go of the socket without closing it: the end of the process does.
+
+        So the pool sees the end of the line and of the process together, and a program that
+        looks for unclosed sockets sees none.
+        """
+        self._socket.detach()
 
     # One long loop, for it is what each task costs here.
     def serve(self) -> None:  # noqa: C901, PLR0912, PLR0915
