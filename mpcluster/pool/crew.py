@@ -257,6 +257,7 @@ class Crew:
             for link in self._links.values():
                 link.close()
             self._links.clear()
+            self.processes.clear()
 
     def join(self) -> None:
         """Wait for the end of every worker that was dismissed or ended."""

@@ -816,7 +816,11 @@ class Dispatcher:
             links, self.links = self.links, []
             for link in [*links, *self._deaths]:
                 link.close()
-            self._deaths.clear()
+            # A result that a program keeps holds this, and must not hold dead workers by it.
+            for kept in (self._deaths, self._actions, self._idle, self._hungry):
+                kept.clear()  # type: ignore[attr-defined]
+            for links_in_use in (self._busy, self._deep, self._timed):
+                links_in_use.clear()
             if not self._epoll.closed:
                 with descriptors.opening():
                     descriptors.disown(self._epoll.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import itertools
 import multiprocessing
@@ -211,8 +212,8 @@ def test_a_task_that_exits_ends_neither_its_worker_nor_the_pool(pool, exit_):
 DEATHS = {
     "SIGKILL": killed,
     "exit": lambda *_: os._exit(3),
-    "SIGSEGV": lambda *_: os.kill(os.getpid(), signal.SIGSEGV),
-    "abort": lambda *_: os.abort(),
+    "SIGSEGV": lambda *_: (faulthandler.disable(), os.kill(os.getpid(), signal.SIGSEGV)),
+    "abort": lambda *_: (faulthandler.disable(), os.abort()),
 }
 
 

@@ -65,7 +65,8 @@ def test_nothing_is_lost_where_the_ring_begins_anew(ends, size):
 def test_an_answer_outlives_the_worker_that_laid_it_in():
     fd = Ring.create()
     pool = Ring(fd)
-    pid = os.fork()
+    with descriptors.keep(fd):
+        pid = os.fork()
     if not pid:
         Ring(fd).put(VALUE, 0, 3, b"last words")
         os._exit(0)
