@@ -94,6 +94,9 @@ class _Desk:
         self._definitions: dict[int, bytes | records.Parcel] = {}
         self._max_memory = plan.max_memory
         self._looked = 0
+        #: Half an answer may be on the socket, because a signal handler of a task's has raised
+        #: while it was written. Nothing that is sent after it could be read: the worker ends.
+        self._is_cut = False
 
     def ring_doorbell(self) -> None:
         """Tell the pool that there are answers."""
@@ -153,7 +156,9 @@ class _Desk:
                         data: bytes | None = dumps(value, _PROTOCOL)
                     else:
                         data = self._pickle(value, number)
-                except BaseException as error:  # noqa: BLE001
+                except BaseException as error:
+                    if self._is_cut:
+                        raise
                     answer, data = records.ERROR, _failure(error)
                 value = given = payload = function = None  # type: ignore[assignment]  # noqa: PLW2901
                 now = clock()
@@ -174,7 +179,9 @@ class _Desk:
         """Answer by the ring, or, where it has no room, by the socket."""
         if not self._ring.put(kind, extra, number, payload):
             self.ring_doorbell()
+            self._is_cut = True
             self._socket.sendall(HEADER.pack(kind, extra, number, len(payload)) + payload)
+            self._is_cut = False
 
     # -- functions -------------------------------------------------------------------------
 
@@ -215,8 +222,10 @@ class _Desk:
         outgoing = records.parcel(records.VALUE, 0, number, pickled)
         try:
             self.ring_doorbell()
+            self._is_cut = True
             while outgoing.sent < outgoing.size:
                 outgoing.write(self._socket)
+            self._is_cut = False
         finally:
             outgoing.drop()
         return None
