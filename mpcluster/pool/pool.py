@@ -295,7 +295,7 @@ class ClusterPool(Verbs):
         if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
         assert self._crew is not None
-        if self._state == CLOSE:
+        if self._state == CLOSE and self._terminate.still_active():  # the first to join
             for reader in list(self._readers):
                 reader.unbound()
             self._engine.wait(_Quiet(self._engine, self._readers), None)
