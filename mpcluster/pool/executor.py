@@ -130,7 +130,10 @@ class ClusterExecutor(concurrent.futures.Executor):
         if buffersize is None and all(hasattr(i, "__len__") for i in iterables):
             inputs = list(inputs)
         results = self._pool.istarmap_results(fn, inputs, chunksize, buffersize)
-        return _until(results, deadline, chunked=chunksize > 1)
+        iterator = _until(results, deadline, chunked=chunksize > 1)
+        if isinstance(inputs, list):
+            return iterator
+        return _Droppable(iterator, results.abandon)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Take no more calls.
@@ -153,6 +156,31 @@ class ClusterExecutor(concurrent.futures.Executor):
         for process in self._pool.workers:
             process.kill()
         self._pool.terminate()
+
+
+class _Droppable:
+    """The results of an input without a length: to drop them is to want no more of it.
+
+    ``shutdown()`` waits for what was submitted, which of an endless input has no end. Its items
+    under way hold the results themselves, so these cannot tell that nobody looks.
+    """
+
+    def __init__(self, results: Iterator[Any], drop: Callable[[], object]) -> None:
+        self._results = results
+        self._drop = drop
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._results)
+
+    def close(self) -> None:
+        """Want no more of it."""
+        self._drop()
+
+    def __del__(self) -> None:
+        self._drop()
 
 
 def _until(results: Any, deadline: float | None, *, chunked: bool) -> Iterator[Any]:

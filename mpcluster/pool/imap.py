@@ -151,6 +151,8 @@ class IMapIterator:
         self.progress: Any = None
         #: Called when the consumer has taken a result.
         self.on_taken: Callable[[], object] | None = None
+        #: Called when the consumer wants no more of it.
+        self.on_dropped: Callable[[], object] | None = None
         self._items: deque[tuple[bool, Any]] = deque()
         self._index = 0  # results that have come in order
         self._taken = 0
@@ -233,6 +235,11 @@ class IMapIterator:
             self._length = self._index
         self._pool = None
         self.poke()
+
+    def abandon(self) -> None:
+        """No more is read of an input that may be endless; what was read is still done."""
+        if self.on_dropped is not None:
+            self.on_dropped()
 
     def poke(self) -> None:
         """Let those that wait look again."""
@@ -352,6 +359,7 @@ class Reader:
         self._room = threading.Event()
         self._stopped = self._is_done = False
         owner.on_taken = self._taken
+        owner.on_dropped = self.stop
         thread = threading.Thread(target=self._run, name="mpcluster-imap", daemon=True)
         thread.start()
 
@@ -366,7 +374,7 @@ class Reader:
                 self._room.set()
 
     def stop(self) -> None:
-        """The pool has ended."""
+        """The pool has ended, or nobody wants more of it."""
         self._consumer_is_gone(None)
 
     def unbound(self) -> None:
