@@ -232,19 +232,11 @@ def meet(_: object) -> int:
 
 # -- in the middle of writing a result ------------------------------------------------------
 
-#: Numbers of the system calls that write (write, writev, pwrite64, pwritev, pwritev2, sendto,
-#: sendmsg), and of those that wait for the next task (read, poll, select, recvfrom, recvmsg,
-#: epoll_wait, ppoll, epoll_pwait), as ``/proc`` shows them.
-_CALLS = {
-    "x86_64": (
-        {b"1", b"20", b"18", b"296", b"328", b"44", b"46"},
-        {b"0", b"7", b"23", b"45", b"47", b"232", b"271", b"281"},
-    ),
-    "aarch64": (
-        {b"64", b"66", b"68", b"70", b"287", b"206", b"211"},
-        {b"63", b"72", b"73", b"207", b"212", b"22"},
-    ),
-}
+#: The system calls by which these write to a socket (sendto, sendmsg, write, writev), as ``/proc``
+#: numbers them.
+_WRITING = {"x86_64": {b"44", b"46", b"1", b"20"}, "aarch64": {b"206", b"211", b"64", b"66"}}
+_SENDERS = frozenset({"send", "sendall", "sendmsg", "write", "writev"})
+_RECEIVERS = frozenset({"recv", "recv_into", "recvmsg", "recvmsg_into", "read", "poll"})
 
 
 def big_result(way: str, size: int) -> bytes:
@@ -252,14 +244,51 @@ def big_result(way: str, size: int) -> bytes:
 
     Where the worker is done with it before it could happen, nothing does.
     """
-    result = b"r" * size
+    answer = _Answer(way)
     signal.signal(signal.SIGUSR1, lambda *_: happen(way))
-    threading.Thread(
-        target=_happen_in_the_middle,
-        args=(way, threading.get_ident(), sys._getframe()),
-        daemon=True,
-    ).start()
-    return result
+    threading.Thread(target=answer.interrupt, daemon=True).start()
+    sys.setprofile(answer.follow)
+    return b"r" * size
+
+
+class _Answer:
+    """The writing of one answer by the main thread, and another thread that interrupts it."""
+
+    def __init__(self, way: str) -> None:
+        self._way = way
+        self._main = threading.get_ident()
+        self._begun = threading.Event()
+        self._is_writing = False
+        self._is_over = False
+
+    def follow(self, _frame: FrameType, event: str, function: Any) -> None:
+        """What the main thread does, from the end of its task to its wait for the next one."""
+        if event == "c_call":
+            if function.__name__ in _SENDERS:
+                self._is_writing = True
+                self._begun.set()
+            elif function.__name__ in _RECEIVERS:
+                self._is_over = True
+                self._begun.set()
+                sys.setprofile(None)
+        elif event in {"c_return", "c_exception"}:
+            self._is_writing = False
+
+    def interrupt(self) -> None:
+        """Let it happen while the main thread is in a system call that writes."""
+        self._begun.wait()
+        status = os.open(
+            f"/proc/self/task/{threading.main_thread().native_id}/syscall", os.O_RDONLY
+        )
+        while not self._is_over:
+            call = os.pread(status, 100, 0).split()[0]
+            # What the main thread is in now is what was looked at, unless it has run since;
+            # it does not run again before this thread gives up the interpreter.
+            if self._is_writing and call in _WRITING[os.uname().machine]:
+                if self._way in DEADLY:
+                    happen(self._way)
+                signal.pthread_kill(self._main, signal.SIGUSR1)
+                return
 
 
 def large_result(way: str, size: int) -> bytes:
@@ -280,35 +309,6 @@ def large_result(way: str, size: int) -> bytes:
 
     sys.setprofile(trap)
     return result
-
-
-def _happen_in_the_middle(way: str, main: int, task: FrameType) -> None:
-    """Wait until the main thread has left the task and is in a system call that writes."""
-    writing, reading = _CALLS[os.uname().machine]
-    status = os.open(f"/proc/self/task/{threading.main_thread().native_id}/syscall", os.O_RDONLY)
-    while True:
-        frame = sys._current_frames()[main]
-        instruction = frame.f_lasti
-        call = os.pread(status, 100, 0).split()[0]
-        # The main thread may have gone on meanwhile, and may already be in another task. If it
-        # stands where it stood, it stays there until this thread gives up the interpreter.
-        if sys._current_frames()[main] is not frame or frame.f_lasti != instruction:
-            continue
-        if _is_called_by(frame, task):
-            continue
-        if call in writing:
-            if way in DEADLY:
-                happen(way)
-            signal.pthread_kill(main, signal.SIGUSR1)
-            return
-        if call in reading:
-            return
-
-
-def _is_called_by(frame: FrameType | None, caller: FrameType) -> bool:
-    while frame is not None and frame is not caller:
-        frame = frame.f_back
-    return frame is caller
 
 
 # -- with no task at all --------------------------------------------------------------------
