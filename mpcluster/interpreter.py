@@ -15,12 +15,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import util
 from types import FrameType
 from typing import Any
 
 __all__ = [
     "become_main_thread",
+    "before_the_end",
     "die_of_sigint",
     "flush_std_streams",
     "forget_imports_of_other_threads",
@@ -33,6 +35,14 @@ __all__ = [
     "renew_std_streams",
     "run_exit_functions",
 ]
+
+
+def before_the_end(function: Callable[[], object]) -> None:
+    """Call it when the main thread has nothing more to do, before its exit functions.
+
+    As ``concurrent.futures`` does, to have what was submitted done. Not in a forked child.
+    """
+    threading._register_atexit(function)  # type: ignore[attr-defined]
 
 
 def flush_std_streams() -> None:

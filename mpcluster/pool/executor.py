@@ -5,11 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from mpcluster import interpreter
 from mpcluster.errors import PoolClosedError, WorkerDiedError
-from mpcluster.pool.pool import ClusterPool
+from mpcluster.pool.pool import INHERITED, TERMINATE, ClusterPool
 from mpcluster.pool.results import ApplyResult
 
 __all__ = ["ClusterExecutor"]
@@ -57,6 +59,7 @@ class ClusterExecutor(concurrent.futures.Executor):
             max_workers, initializer, initargs, max_tasks_per_child, mp_context, **options
         )
         self._is_shut_down = False
+        _expect_the_end(self._pool)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._pool!r}>"
@@ -89,8 +92,7 @@ class ClusterExecutor(concurrent.futures.Executor):
             RuntimeError: The executor was shut down.
             BrokenExecutor: Its initializer has raised.
         """
-        if self._is_shut_down:
-            raise PoolClosedError("cannot schedule new futures after shutdown")
+        self._check()
         error = self._pool.broken_by
         if isinstance(error, WorkerDiedError):
             raise error
@@ -117,8 +119,7 @@ class ClusterExecutor(concurrent.futures.Executor):
             TimeoutError: From the iterator, when a result is late.
             ValueError: A number is out of range.
         """
-        if self._is_shut_down:
-            raise PoolClosedError("cannot schedule new futures after shutdown")
+        self._check()
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None and not isinstance(buffersize, int):
@@ -134,6 +135,12 @@ class ClusterExecutor(concurrent.futures.Executor):
         if isinstance(inputs, list):
             return iterator
         return _Droppable(iterator, results.abandon)
+
+    def _check(self) -> None:
+        if self._is_shut_down:
+            raise PoolClosedError("cannot schedule new futures after shutdown")
+        if _has_ended:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Take no more calls.
@@ -156,6 +163,30 @@ class ClusterExecutor(concurrent.futures.Executor):
         for process in self._pool.workers:
             process.kill()
         self._pool.terminate()
+
+
+# -- the end of the interpreter ------------------------------------------------------------------
+
+# The pools of executors, whose work is done before the interpreter ends: a pool's own is given
+# up then. A forked child inherits pools that refuse everything, and waits for none of them.
+_pools: weakref.WeakSet[ClusterPool] = weakref.WeakSet()
+_is_expected = _has_ended = False
+
+
+def _expect_the_end(pool: ClusterPool) -> None:
+    global _is_expected
+    _pools.add(pool)
+    if not _is_expected:
+        _is_expected = True
+        interpreter.before_the_end(_finish)
+
+
+def _finish() -> None:
+    global _has_ended
+    _has_ended = True
+    for pool in list(_pools):
+        if pool._state not in (INHERITED, TERMINATE):  # noqa: SLF001
+            pool.shutdown(wait=True)
 
 
 class _Droppable:
