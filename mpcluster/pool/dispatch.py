@@ -167,9 +167,10 @@ class Dispatcher:
 
     def note_death(self, link: Link) -> None:
         """A worker's process has ended. Any thread."""
-        self._deaths.append(link)
-        self.interrupt()
-        self.attend()
+        if not self._is_over:
+            self._deaths.append(link)
+            self.interrupt()
+            self.attend()
 
     def retire(self, link: Link) -> None:
         """Give a worker no more work; it ends when it has done what it has."""
