@@ -241,7 +241,10 @@ class Crew:
                 return
             self._is_over = True
             processes = list(self.processes)
+        self.dispatcher.is_ending = True
         self.dispatcher.fail_all(error)
+        if self._template is not None:
+            self._template.kill()  # it ends beside the others
         for process in processes:
             _signal(process, signal.SIGTERM)
         _await(processes, GRACE)

@@ -119,6 +119,7 @@ class Dispatcher:
         self._deaths: deque[Link] = deque()
         self._next_tick = 0.0
         self.has_timeouts = False
+        self.is_ending = False  #: the workers are being ended; nobody need be told
         self._error: BaseException | None = None  # it is over, or broken
         self._turn = allocate_lock()
         self._driver = 0
@@ -167,9 +168,10 @@ class Dispatcher:
 
     def note_death(self, link: Link) -> None:
         """A worker's process has ended. Any thread."""
-        self._deaths.append(link)
-        self.interrupt()
-        self.attend()
+        if not (self._is_over or self.is_ending):
+            self._deaths.append(link)
+            self.interrupt()
+            self.attend()
 
     def retire(self, link: Link) -> None:
         """Give a worker no more work; it ends when it has done what it has."""

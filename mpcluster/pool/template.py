@@ -102,14 +102,18 @@ class Template:
             raise OSError(-pid, os.strerror(-pid))
         return pid
 
-    def close(self) -> None:
-        """End it. Idempotent."""
-        if self._pidfd < 0:
-            return
+    def kill(self) -> None:
+        """Let it end; :meth:`close` waits for that."""
         try:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+    def close(self) -> None:
+        """End it. Idempotent."""
+        if self._pidfd < 0:
+            return
+        self.kill()
         select.select([self._pidfd], [], [])
         try:
             os.waitpid(self.pid, 0)
