@@ -36,10 +36,11 @@ BY_NAME = ("TestCloseFds", "TestForkAwareThreadLock", "TestIgnoreEINTR", "TestWa
 #: 132 tests on 3.11.7 and 3.12.1, 140 on 3.13.0: fewer than this is not the suite.
 PLAUSIBLE = 120
 PLAUSIBLE_POOLS = 55
-PLAUSIBLE_EXECUTORS = 40
+PLAUSIBLE_EXECUTORS = 45
 
 #: The exception, and what a manager's pool leaves out by itself.
 ALLOWED_SKIPS = 6
+SKIPPED = re.compile(r" skipped ['\"]")
 
 
 def installed(name: str) -> bool:
@@ -90,7 +91,7 @@ def test_cpythons_tests_of_pools_pass() -> None:
     out, count = run("pools")
     assert count >= PLAUSIBLE_POOLS, out
     assert [name for name in pools.CLASSES if f".{name}." not in out] == []
-    assert out.count("skipped") <= ALLOWED_SKIPS, out
+    assert len(SKIPPED.findall(out)) <= ALLOWED_SKIPS, out
 
 
 @pytest.mark.slow
@@ -105,4 +106,4 @@ def test_cpythons_tests_of_executors_pass() -> None:
     assert count >= PLAUSIBLE_EXECUTORS, out
     names = [name for classes in executors.MODULES.values() for name in classes]
     assert [name for name in names if f".ClusterExecutor{name}." not in out] == []
-    assert out.count("skipped") <= len(executors.EXCEPTIONS), out
+    assert len(SKIPPED.findall(out)) <= len(executors.EXCEPTIONS), out
