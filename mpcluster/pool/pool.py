@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import sys
@@ -201,7 +200,8 @@ class ClusterPool(Verbs):
                 (done, total); total is None where it is unknown.
             chunksize: For ``map`` and its like.
         """
-        seen = copy.copy(self)
+        seen = object.__new__(type(self))
+        seen.__dict__.update(self.__dict__)
         seen._origin = self._origin or self
         options = self._options
         seen._options = _checked(
