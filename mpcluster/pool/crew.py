@@ -256,9 +256,8 @@ class Crew:
         self.dispatcher.stop(error)
         if self._template is not None:
             self._template.close()
-        with self._lock:
-            for link in self._links.values():
-                link.close()
+        self.emitter.discard("death")
+        with self._lock:  # the dispatcher closes the links, when nobody drives any more
             self._links.clear()
             self.processes.clear()
 

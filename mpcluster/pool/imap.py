@@ -353,6 +353,8 @@ class Reader:
         limit: int | None,
     ) -> None:
         self._owner = weakref.ref(owner, self._consumer_is_gone)
+        # Work that is done for its effect alone, whose results nobody ever takes, goes on.
+        self._untouched: IMapIterator | None = owner
         self._iterable = iterable
         self._engine = engine
         self._limit = limit
@@ -368,6 +370,7 @@ class Reader:
         self._room.set()
 
     def _taken(self) -> None:
+        self._untouched = None
         if not self._room.is_set():
             owner = self._owner()
             if owner is not None and owner.ahead <= self._bound(owner) // 2:
@@ -375,6 +378,7 @@ class Reader:
 
     def stop(self) -> None:
         """The pool has ended, or nobody wants more of it."""
+        self._untouched = None
         self._consumer_is_gone(None)
 
     def unbound(self) -> None:
@@ -400,6 +404,7 @@ class Reader:
             self._read()
         finally:
             self._is_done = True
+            self._untouched = None
             self._engine.interrupt()
 
     def _read(self) -> None:

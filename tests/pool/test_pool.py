@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -285,21 +286,17 @@ def test_a_death_while_the_task_is_unpickled_or_the_result_pickled_is_that_tasks
     assert (results[0].result(), results[3].result()) == (1, 4)
 
 
-def test_a_worker_stopped_in_the_middle_of_a_large_result_stalls_nobody(pool):
-    stopped = pool.apply_async(lambda: (os.getpid(), [os.urandom(999) for _ in range(100_000)]))
-    pid = None
-    for process in pool._pool:  # whichever runs it: stop it as soon as it writes
-        if any(call.link and call.link.pid == process.pid for call in pool._cache.values()):
-            pid = process.pid
-    while pid is None:
-        (call,) = pool._cache.values()
-        pid = call.link.pid if call.link else None
-    link = next(link for link in pool._engine.links if link.pid == pid)
-    while not link.stream._buffer or link.stream._end < 10_000:
-        pool.apply(abs, (1,))
-    os.kill(pid, signal.SIGSTOP)
+def test_a_worker_stopped_in_the_middle_of_its_answer_stalls_nobody(pool):
+    engine = pool._engine
+    with engine._turn:  # nobody reads, so the worker gets stuck half-way
+        stopped = pool.apply_async(lambda: [os.urandom(999) for _ in range(400)])
+        link = stopped.link
+        assert select.select([link.socket], [], [], 60)[0]
+        os.kill(link.pid, signal.SIGSTOP)
+        assert link.stream.next_records() == []
     assert pool.map(abs, range(-100, 0)) == list(range(100, 0, -1))
-    os.kill(pid, signal.SIGKILL)
+    assert not stopped.ready()
+    os.kill(link.pid, signal.SIGKILL)
     with pytest.raises(WorkerDiedError):
         stopped.get()
     full(pool, 2)
