@@ -445,6 +445,7 @@ class Dispatcher:
         """Call what waits for there being nothing left to do, if that is so."""
         if self._on_quiet is not None and not self.has_work():
             self._on_quiet()
+            self.interrupt()  # who waits in join() is to see that the attendant is at rest
 
     def call_later(self, job: Callable[[], object]) -> None:
         """Call ``job()`` in the attendant's thread."""

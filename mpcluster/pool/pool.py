@@ -274,8 +274,15 @@ class ClusterPool(Verbs):
             assert crew is not None
             engine = self._engine
 
+            readers = self._readers
+            has_left = False
+
             def leave() -> None:
-                engine.call_later(crew.dismiss)
+                # It may be quiet between two items of a slow input.
+                nonlocal has_left
+                if not has_left and not any(r.is_reading() for r in list(readers)):
+                    has_left = True
+                    engine.call_later(crew.dismiss)
 
             engine.when_quiet(leave)
             if engine.is_quiet():
