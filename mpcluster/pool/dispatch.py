@@ -840,7 +840,7 @@ def died(link: Link, what: str) -> WorkerDiedError:
         how = f"was ended by {sign.name}"
         hint = {
             "SIGKILL": "; where nobody sent it, the system was out of memory: see its log",
-            "SIGSEGV": "; compiled code failed: faulthandler.enable() in an initializer shows where",
+            "SIGSEGV": "; compiled code failed: faulthandler.enable() shows where",
         }.get(sign.name, "")
     else:
         how, hint = f"exited with code {code}", ""
