@@ -820,7 +820,7 @@ class Dispatcher:
                 link.close()
             # A result that a program keeps holds this, and must not hold dead workers by it.
             for kept in (self._deaths, self._actions, self._idle, self._hungry):
-                kept.clear()  # type: ignore[attr-defined]
+                kept.clear()
             for links_in_use in (self._busy, self._deep, self._timed):
                 links_in_use.clear()
             if not self._epoll.closed:

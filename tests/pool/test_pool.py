@@ -408,16 +408,16 @@ def test_resize_grows_and_shrinks(pool):
 
 
 def test_an_endless_input_is_read_only_so_far_as_its_results_are_taken(pool):
-    read = []
+    read = [0]
 
     def endless():
         for n in itertools.count():
-            read.append(n)
+            read[0] = n
             yield n
 
     stream = pool.imap(square, endless(), buffersize=10)
     assert list(itertools.islice(stream, 100)) == [n * n for n in range(100)]
-    assert len(read) <= 111
+    assert read[0] <= 110
 
 
 def test_an_endless_input_without_a_buffersize_is_bounded_too(pool):
@@ -492,19 +492,17 @@ def test_many_awaited_results(pool):
 
 
 def test_many_threads_at_once(pool):
-    failed = []
+    wrong = []
 
     def use(k):
-        for n in range(200):
-            if pool.apply(square, (n + k,)) != (n + k) ** 2:
-                failed.append(n)
+        wrong.extend(n for n in range(200) if pool.apply(square, (n + k,)) != (n + k) ** 2)
 
     threads = [threading.Thread(target=use, args=(k,)) for k in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failed
+    assert not wrong
 
 
 def test_progress_is_told_to_the_end(pool):
@@ -596,9 +594,11 @@ def test_an_initializer_that_raises_breaks_the_pool_with_its_error_and_forks_no_
 
 
 def test_workers_that_die_before_they_are_ready_break_the_pool():
-    with ClusterPool(2, initializer=os._exit, initargs=(5,)) as pool:
-        with pytest.raises(WorkerDiedError, match="before it was ready"):
-            pool.apply(abs, (1,))
+    with (
+        ClusterPool(2, initializer=os._exit, initargs=(5,)) as pool,
+        pytest.raises(WorkerDiedError, match="before it was ready"),
+    ):
+        pool.apply(abs, (1,))
 
 
 # -- the end -----------------------------------------------------------------------------------
@@ -657,11 +657,11 @@ def test_terminate_ends_workers_that_ignore_sigterm():
 
 
 def test_a_dropped_pool_warns_and_leaves_nothing():
-    pool = ClusterPool(2)
-    pool.apply(abs, (1,))
+    pool = [ClusterPool(2)]
+    pool[0].apply(abs, (1,))
     with pytest.warns(ResourceWarning, match="unclosed running multiprocessing pool"):
-        del pool
-        gc.collect()
+        pool.clear()
+    gc.collect()
 
 
 def test_a_pool_with_results_under_way_is_not_lost():
