@@ -19,7 +19,7 @@ class ClusterContext(context.ForkContext):
 
     Process = ClusterProcess
 
-    def Pool(  # noqa: N802
+    def Pool(  # type: ignore[override, unused-ignore]  # noqa: N802
         self,
         processes: int | None = None,
         initializer: Callable[..., object] | None = None,

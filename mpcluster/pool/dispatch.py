@@ -821,7 +821,7 @@ class Dispatcher:
                 link.close()
             # A result that a program keeps holds this, and must not hold dead workers by it.
             for kept in (self._deaths, self._actions, self._idle, self._hungry):
-                kept.clear()  # type: ignore[attr-defined]
+                kept.clear()
             for links_in_use in (self._busy, self._deep, self._timed):
                 links_in_use.clear()
             if not self._epoll.closed:
@@ -841,7 +841,7 @@ def died(link: Link, what: str) -> WorkerDiedError:
         how = f"was ended by {sign.name}"
         hint = {
             "SIGKILL": "; where nobody sent it, the system was out of memory: see its log",
-            "SIGSEGV": "; compiled code failed: faulthandler.enable() in an initializer shows where",
+            "SIGSEGV": "; compiled code failed: faulthandler.enable() shows where",
         }.get(sign.name, "")
     else:
         how, hint = f"exited with code {code}", ""

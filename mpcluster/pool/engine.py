@@ -34,6 +34,8 @@ class Awaited(Protocol):
 class Engine(Protocol):
     """Runs calls."""
 
+    has_timeouts: bool  #: a call may have a limit of time
+
     @property
     def slots(self) -> int:
         """How many calls run at the same time."""
@@ -67,6 +69,21 @@ class Engine(Protocol):
 
     def interrupt(self) -> None:
         """Let whoever drives the engine look again."""
+
+    def cancel_queued(self) -> None:
+        """Cancel what has not begun."""
+
+    def when_quiet(self, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` whenever nothing is left to do."""
+
+    def is_quiet(self) -> bool:
+        """Is nothing left to do, callbacks included?"""
+
+    def unfinished(self) -> dict[int, Any]:
+        """The calls that are queued or under way."""
+
+    def counts(self) -> dict[str, int]:
+        """How many workers and calls are in which state."""
 
     def stop(self, error: BaseException) -> None:
         """End it; what is not finished gets ``error``."""

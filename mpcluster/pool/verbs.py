@@ -160,7 +160,7 @@ class Verbs:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
         if not isinstance(iterable, Sized):
             iterable = list(iterable)
-        length = len(iterable)  # type: ignore[arg-type]
+        length = len(iterable)
         if chunksize is None:
             chunksize = -(-length // (4 * self._processes)) or 1
         known = engine.known(function)

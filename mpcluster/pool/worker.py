@@ -22,7 +22,7 @@ from itertools import starmap
 from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 from typing import Any, Final
 
-from mpcluster import descriptors, pickling
+from mpcluster import descriptors, memfd, pickling
 from mpcluster.pool import records, ring
 from mpcluster.pool.records import HEADER, PLAIN
 from mpcluster.pool.ring import BEGUN, FROM, READY, SINCE, TO, Ring
@@ -214,11 +214,9 @@ class _Desk:
         except Exception as error:  # noqa: BLE001
             raise MaybeEncodingError(error, value) from None
         segments, buffers, carried = pickled
-        if len(segments) == 1 and not (buffers or carried):
-            return bytes(segments[0])
         size = sum(map(len, segments))
-        if not (buffers or carried) and size < ring.SIZE // 4:
-            return b"".join(segments)
+        if size < memfd.THRESHOLD and not (buffers or carried):
+            return bytes(segments[0]) if len(segments) == 1 else b"".join(segments)
         outgoing = records.parcel(records.VALUE, 0, number, pickled)
         try:
             self.ring_doorbell()
