@@ -129,9 +129,12 @@ class Attendant:
                 return
             while self._attend(driven):
                 pass
-            if self._is_stopped:  # its wake-up may have been taken for another's
+            if self._has_to_end():  # its wake-up may have been taken for another's
                 return
             del driven
+
+    def _has_to_end(self) -> bool:
+        return self._is_stopped
 
     def _attend(self, driven: Driven) -> bool:
         """One round; is there more to do at once?"""

@@ -32,7 +32,7 @@ class Line:
             self.ours, self.theirs = socket.socketpair()
             descriptors.own(self.ours)
             descriptors.own(self.theirs)
-            made = [self.ours, self.theirs]
+            made: list[socket.socket | int] = [self.ours, self.theirs]
             try:
                 self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 descriptors.own(self.doorbell)
