@@ -148,6 +148,8 @@ class Link:
             if self.under_way.pop(call.number, None) is not None:
                 call.link = None
                 taken.append(call)
+        if self.quota is not None:
+            self.quota += len(taken)
         return taken
 
     # -- writing ---------------------------------------------------------------------------
