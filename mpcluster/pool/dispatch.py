@@ -54,7 +54,7 @@ from mpcluster.pool.engine import Awaited
 from mpcluster.pool.functions import Function, Functions
 from mpcluster.pool.imap import Feed
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call, remote_error
+from mpcluster.pool.results import Call, Doomed, remote_error
 from mpcluster.pool.sending import write
 
 __all__ = ["Dispatcher"]
@@ -671,15 +671,20 @@ class Dispatcher:
             link = call.link
             if link is None:
                 return  # in the queue: it is passed over there
-            if link.under_way.pop(call.number, None) is None:
+            if link.under_way.get(call.number) is not call:
                 return
             running = link.begun >= call.number and not link.is_closed
             if running:
+                del link.under_way[call.number]
                 link.usable = False
                 link.execution = None, SerializationError("cancelled")
                 self._forget(link)
             else:
+                doomed = Doomed(call, link)
+                link.under_way[call.number] = doomed
                 self._requeue(link.take_back())
+                if call.number in link.under_way:  # it may be begun yet
+                    self._timed.add(link)
                 self._settle(link)
         if running:
             link.process.kill()

@@ -89,6 +89,40 @@ class Call(Protocol):
         """Is there nothing to run any more? (It was cancelled.)"""
 
 
+class Doomed:
+    """What is left of a cancelled call that a worker has been sent, and may yet begin.
+
+    It holds the place of the call there. Taken back in time it is passed over; if the worker
+    begins it, it overruns its limit at once, and the worker is ended.
+    """
+
+    given = function = owner = None
+    index = deaths = 0
+    options = Options(0.0, 0)
+
+    def __init__(self, call: Call, link: Any) -> None:
+        self.kind = call.kind
+        self.known_as = call.known_as
+        self.link = link
+        self.number = call.number
+
+    def finish(self, _value: Any) -> None:
+        """It came to its end before it was ended."""
+
+    def fail(self, _error: BaseException) -> None:
+        """It was ended."""
+
+    def drop(self, _error: BaseException) -> None:
+        """The pool has ended."""
+
+    def cancel_unsent(self) -> None:
+        """It is cancelled already."""
+
+    def is_over(self) -> bool:
+        """There is nothing to run."""
+        return True
+
+
 class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
     """The result of one call; also the call itself, as long as it is under way.
 
