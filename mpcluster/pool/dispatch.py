@@ -815,8 +815,10 @@ class Dispatcher:
         self.interrupt()
         self._is_over = True
         if self._driver != get_ident() and self._turn.acquire(timeout=SLICE):
-            self._turn.release()
-            self._close()
+            try:  # with the turn, so that nobody looks into a ring that is being unmapped
+                self._close()
+            finally:
+                self._turn.release()
         # Else whoever drives does, when he leaves.
 
     def _close(self) -> None:
