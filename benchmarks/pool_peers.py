@@ -256,7 +256,7 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(result["peer"] for result in results))
-    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))
     questions = list(dict.fromkeys(result["question"] for result in results))
     figure, axes = plt.subplots(figsize=(9, 0.25 * len(results) + 0.3 * len(questions) + 1.5))
     place, ticks = 0.0, []

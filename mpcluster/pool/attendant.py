@@ -71,7 +71,9 @@ class Attendant:
         return self._is_driving
 
     def add(self, job: Callable[[], object]) -> None:
-        """Run ``job()`` soon. Any thread."""
+        """Run ``job()`` soon; never, when it is stopped. Any thread."""
+        if self._is_stopped:
+            return
         self._jobs.append(job)
         self.wake()
         if self._is_driving:

@@ -78,6 +78,11 @@ class Crew:
         self._lock = threading.RLock()
         self._hiring = 0
 
+    @property
+    def is_over(self) -> bool:
+        """Have all workers been ended?"""
+        return self._is_over
+
     # -- hiring ------------------------------------------------------------------------------
 
     def fill(self) -> None:
@@ -114,12 +119,21 @@ class Crew:
             raise
         link = Link(line, process, self._quota)
         with self._lock:
-            self.processes.append(process)
-            self._links[link.pid] = link
-        self.dispatcher.add(link)
-        self._watch(link, weakref.ref(self.dispatcher))
-        if self._is_over:  # meanwhile
+            is_late = self._is_over  # the pool was ended meanwhile, and nobody waits for it
+            if not is_late:
+                self.processes.append(process)
+                self._links[link.pid] = link
+        if is_late:
             process.kill()
+            process.join()
+            link.close()
+            return
+        try:
+            self.dispatcher.add(link)
+        except ValueError:  # likewise; whoever ends the pool ends this one with the others
+            link.close()
+            return
+        self._watch(link, weakref.ref(self.dispatcher))
 
     def _start(self, process: Any, line: Line) -> None:
         """The first ones are forked by this process, replacements by the template."""

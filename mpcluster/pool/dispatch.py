@@ -333,7 +333,7 @@ class Dispatcher:
     def wait(self, awaited: Awaited, deadline: float | None) -> None:
         """Wait until it is ready, or until ``deadline`` (monotonic seconds); drive meanwhile."""
         ready, turn = awaited.ready, self._turn
-        while not ready():
+        while not ready() and not self._is_over:
             if turn.acquire(blocking=False):
                 self._drive(ready, deadline)
             else:
@@ -367,7 +367,7 @@ class Dispatcher:
         self.rounds += 1
         self._driver = get_ident()
         try:
-            while not ready():
+            while not ready() and not self._is_over:
                 if self._deaths:
                     self._bury_all()
                     continue

@@ -302,7 +302,7 @@ class ClusterPool(Verbs):
         if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
         assert self._crew is not None
-        if self._state == CLOSE and self._terminate.still_active():  # the first to join
+        if self._state == CLOSE and not self._crew.is_over:
             for reader in list(self._readers):
                 reader.unbound()
             self._engine.wait(_Quiet(self._engine, self._readers), None)
