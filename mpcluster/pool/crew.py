@@ -146,6 +146,8 @@ class Crew:
             try:
                 process.start()
             except TemplateGoneError:
+                if self._is_over:
+                    raise EndingError("the pool is ended, and nobody is hired any more") from None
                 self._template.close()
                 self._template, self._has_template = None, False
                 del process._Popen  # noqa: SLF001
