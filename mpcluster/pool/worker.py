@@ -23,6 +23,7 @@ from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined
 from typing import Any, Final
 
 from mpcluster import descriptors, memfd, pickling
+from mpcluster.errors import SerializationError
 from mpcluster.pool import records, ring
 from mpcluster.pool.records import HEADER, PLAIN
 from mpcluster.pool.ring import BEGUN, FROM, READY, SINCE, TO, Ring
@@ -78,6 +79,10 @@ def work(berth: Berth, plan: Plan) -> None:
 
 def _ignore(_signum: int, _frame: object) -> None:
     pass
+
+
+class ResultEncodingError(MaybeEncodingError, SerializationError):  # type: ignore[misc]
+    """A result cannot be pickled: what a pool raises then, and what an executor does, in one."""
 
 
 class _Desk:
@@ -212,7 +217,7 @@ class _Desk:
         try:
             pickled = pickling.dump(value)
         except Exception as error:  # noqa: BLE001
-            raise MaybeEncodingError(error, value) from None
+            raise ResultEncodingError(error, value) from None
         segments, buffers, carried = pickled
         size = sum(map(len, segments))
         if size < memfd.THRESHOLD and not (buffers or carried):
