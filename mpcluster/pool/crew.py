@@ -166,7 +166,7 @@ class Crew:
 
         process = link.process
         if isinstance(process, ClusterProcess):
-            process.on("death", gone)
+            process.once("death", gone)  # no circle of process and link is left
             return
         with descriptors.opening():
             pidfd = os.pidfd_open(link.pid)
