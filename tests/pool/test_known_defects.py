@@ -82,9 +82,10 @@ def test_01_a_worker_dies_in_a_task(board):
     pool.join()
 
 
-def test_02_a_worker_dies_while_it_writes_a_big_result(board):
+@pytest.mark.parametrize("size", [450_000, 8 << 20])
+def test_02_a_worker_dies_while_it_writes_a_big_result(board, size):
     """Of the family of gh-66587, pebble#97, pebble#13: half a result hung the whole pool."""
-    tasks = crashing.tasks(TASKS, 3, Accident("SIGKILL", "writing the result", 450_000))
+    tasks = crashing.tasks(TASKS, 3, Accident("SIGKILL", "writing the result", size))
     with make_pool(WORKERS) as pool:
         pending = [pool.apply_async(crashing.work, (task,)) for task in tasks]
         lost = pending.pop(3)
@@ -316,21 +317,27 @@ def test_18_a_running_task_is_stopped(board):
 
 
 def big_result(_: int) -> bytes:
+    os.write(Board.current.say, b"b")
     return bytes(1 << 20)
 
 
-def test_19_terminate_in_an_error_callback():
+def test_19_terminate_in_an_error_callback(board):
     """gh-87129: it waited for the thread that it ran in, while workers waited to be read."""
     done = threading.Event()
     pool = make_pool(WORKERS)
 
     def end(_: BaseException) -> None:
+        while select.select([board.heard], [], [], 0)[0]:
+            os.read(board.heard, 1000)
+        for _worker in range(WORKERS):
+            board.hear()  # it has a large result to write
         pool.terminate()
         done.set()
 
-    pool.apply_async(raise_it, (ValueError("made up"),), error_callback=end)
-    for number in range(200):
+    for number in range(300):
         try:
+            if number == 10:
+                pool.apply_async(raise_it, (ValueError("made up"),), error_callback=end)
             pool.apply_async(big_result, (number,))
         except ValueError:  # it is over
             break
