@@ -37,6 +37,8 @@ __all__ = ["Template", "TemplateGoneError"]
 _PID: Final = struct.Struct("=q")
 #: Bytes of one request, at most.
 _REQUEST: Final = 1 << 16
+#: Seconds that a request may take when the template is to end.
+_PATIENCE: Final = 1.0
 
 
 class TemplateGoneError(Exception):
@@ -103,11 +105,19 @@ class Template:
         return pid
 
     def kill(self) -> None:
-        """Let it end; :meth:`close` waits for that."""
+        """Let it end; :meth:`close` waits for that.
+
+        A request that is under way is answered first: killed between its fork and its answer, it
+        would leave this process a child that nobody knows of.
+        """
+        is_at_rest = self._asking.acquire(timeout=_PATIENCE)  # unless it is stopped, or swapped out
         try:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        finally:
+            if is_at_rest:
+                self._asking.release()
 
     def close(self) -> None:
         """End it. Idempotent."""
