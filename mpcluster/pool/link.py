@@ -217,6 +217,7 @@ class Link:
             if self.is_closed:
                 return
             self.is_closed = True
+            self.on_backlog = None  # it holds this link, and so a dead process
             self._outbox.clear()
             self.stream.close()
             descriptors.close(self.socket)
