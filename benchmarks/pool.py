@@ -68,13 +68,13 @@ def one_at_a_time(make: Callable[[int], Pool], seconds: float, workers: int = 2)
 def in_order(make: Callable[[int], Pool], seconds: float) -> float:
     """Results one by one, as they were asked for."""
     with make(2) as pool:
-        return repeated(seconds, lambda: len(list(pool.imap(abs, range(2000)))))
+        return repeated(seconds, lambda: len(list(pool.imap(abs, range(5000)))))
 
 
 def as_they_come(make: Callable[[int], Pool], seconds: float, workers: int = 2) -> float:
     """Results one by one, as they are ready."""
     with make(workers) as pool:
-        return repeated(seconds, lambda: len(list(pool.imap_unordered(abs, range(2000)))))
+        return repeated(seconds, lambda: len(list(pool.imap_unordered(abs, range(5000)))))
 
 
 def burst(make: Callable[[int], Pool], seconds: float) -> float:
