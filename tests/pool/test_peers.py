@@ -79,7 +79,9 @@ def test_the_defect_is_seen_in_a_peer(peer, name):
     except subprocess.TimeoutExpired:
         out = "it hangs"
     finally:
-        leaks.end(leaks.since(before))  # what it hangs with, and what that has started
+        program.kill()
+        program.wait()
+        leaks.end(leaks.since(before))  # what it has started, and hangs with
         program.communicate()
     assert program.returncode != 0, f"{peer} passes {name}:\n{out}"
     assert "no tests ran" not in out, out
