@@ -13,6 +13,7 @@ The layers, lowest first; each imports only what stands above it in this list::
                 upstream, hearing, leaving, workerside, downstream, life, process,
                 mainprogram, context
     cluster     ending, registrar, cluster                   what a program calls
+    work        pool, joblib                                 tasks, on workers
     faces       testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
 """
 
@@ -40,6 +41,8 @@ from mpcluster.errors import (
     ClusterError,
     EngineUnavailableError,
     NotMasterError,
+    PoolClosedError,
+    ResultTimeoutError,
     SerializationError,
     TaskTimeoutError,
 )
@@ -68,9 +71,13 @@ __all__ = [
     "ChannelClosedError",
     "ChannelFullError",
     "ClusterError",
+    "ClusterExecutor",
+    "ClusterPool",
     "ClusterProcess",
     "EngineUnavailableError",
     "NotMasterError",
+    "PoolClosedError",
+    "ResultTimeoutError",
     "SerializationError",
     "Settings",
     "TaskCancelledError",
@@ -97,6 +104,9 @@ __all__ = [
 ]
 
 if _TYPE_CHECKING:
+    from mpcluster.pool.executor import ClusterExecutor
+    from mpcluster.pool.pool import ClusterPool
+
     is_master: bool
     is_worker: bool
     worker: Worker | None
@@ -121,6 +131,8 @@ _LIVE: dict[str, _Callable[[], _Any]] = {
 # starts and joins processes too.
 _LATE: dict[str, str] = {
     "Address": "mpcluster.address",
+    "ClusterExecutor": "mpcluster.pool.executor",
+    "ClusterPool": "mpcluster.pool.pool",
     "TaskCancelledError": "mpcluster.errors",
     "WorkerDiedError": "mpcluster.errors",
     **dict.fromkeys(

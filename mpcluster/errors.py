@@ -10,6 +10,8 @@
     ├── WorkerDiedError          it broke: a worker is gone          (BrokenExecutor)
     ├── TaskTimeoutError         a task overran its limit            (TimeoutError)
     ├── TaskCancelledError       a task was taken back               (CancelledError)
+    ├── ResultTimeoutError       a result is not there in time       (both TimeoutErrors)
+    ├── PoolClosedError          you, or its end, closed the pool    (ValueError, RuntimeError)
     └── EngineUnavailableError   an optional part is not installed   (ImportError)
 
 Each also derives from the built-in error that existing code already catches.
@@ -19,6 +21,7 @@ Every one survives pickling, so that it can be raised on the other side of a cha
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,8 @@ __all__ = [
     "ClusterError",
     "EngineUnavailableError",
     "NotMasterError",
+    "PoolClosedError",
+    "ResultTimeoutError",
     "SerializationError",
     "TaskCancelledError",
     "TaskTimeoutError",
@@ -67,6 +72,17 @@ class TaskTimeoutError(ClusterError, TimeoutError):
 
 class EngineUnavailableError(ClusterError, ImportError):
     """An optional part is asked for that is not installed; the message names the extra."""
+
+
+class ResultTimeoutError(ClusterError, multiprocessing.TimeoutError, TimeoutError):
+    """A result was not there in time; the task goes on.
+
+    Both ``multiprocessing.TimeoutError`` and the built-in one, which are not the same.
+    """
+
+
+class PoolClosedError(ClusterError, ValueError, RuntimeError):
+    """A pool that is closed, ended or another process's was given work."""
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ is given where it is deserved: when the program itself has other threads.
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import operator
 import os
@@ -19,11 +20,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 from mpcluster import descriptors, interpreter, watcher
 
-__all__ = ["EndingError", "fork"]
+__all__ = ["EndingError", "can_fork_sibling", "fork", "fork_sibling"]
 
 _masked: Final[Callable[[int, Iterable[int]], set[int]]] = interpreter.bare_signal.pthread_sigmask
 _EVERY_SIGNAL: Final = tuple(map(int, signal.valid_signals()))
@@ -51,6 +52,30 @@ def fork(keep: tuple[int, ...] = ()) -> int:
             raise EndingError("cannot fork at interpreter shutdown: the main program is over")
         _warn_of_threads()  # before: where warnings are errors, there is no child then
         sys.audit("os.fork")
+    return _fork(_raw_fork, keep)
+
+
+def fork_sibling(keep: tuple[int, ...] = ()) -> int:
+    """Fork a child of *this process's parent*; for a process with a single thread.
+
+    Returns:
+        The new process's pid here, and 0 in it.
+
+    Raises:
+        OSError: The system has no room for one more process.
+        NotImplementedError: See :func:`can_fork_sibling`.
+    """
+    if not can_fork_sibling():
+        raise NotImplementedError("no fork of siblings on this machine")
+    return _fork(_load(_clone_sibling), keep)
+
+
+def can_fork_sibling() -> bool:
+    """Are the machine and its C library known well enough for :func:`fork_sibling`?"""
+    return os.uname().machine in _CLONE and _tid_address() is not None
+
+
+def _fork(raw_fork: Callable[[], int], keep: tuple[int, ...]) -> int:
     # A signal to the child waits there until the interpreter has forgotten those of its
     # parent, and the handlers that are the master's alone are taken back: a SIGTERM that
     # came before would be forgotten with them, and who sent it would wait for ever.
@@ -59,7 +84,7 @@ def fork(keep: tuple[int, ...] = ()) -> int:
     pid = -1
     try:
         with descriptors.keep(*keep):
-            pid = _raw_fork()
+            pid = raw_fork()
         return pid
     finally:
         if pid:  # not in the child: there, logging has made its locks anew
@@ -69,23 +94,20 @@ def fork(keep: tuple[int, ...] = ()) -> int:
         _masked(signal.SIG_SETMASK, mask)
 
 
-def _load() -> Callable[[], int]:
+def _load(system_fork: Callable[[], int]) -> Callable[[], int]:
     import ctypes
 
     # PyDLL keeps the GIL for the call, as os.fork does: no other thread of this
     # interpreter is in the middle of a bytecode at the moment of the fork.
     library = ctypes.PyDLL(None)
-    before, in_parent, in_child, system_fork = (
+    before, in_parent, in_child = (
         library.PyOS_BeforeFork,
         library.PyOS_AfterFork_Parent,
         library.PyOS_AfterFork_Child,
-        ctypes.PyDLL(None, use_errno=True).fork,  # the others leave this errno alone
     )
     for function in (before, in_parent, in_child):
         function.restype = None
         function.argtypes = []
-    system_fork.restype = ctypes.c_int
-    system_fork.argtypes = []
 
     def raw_fork() -> int:
         # No bytecode runs between the three steps: there a signal handler could, and a
@@ -104,7 +126,56 @@ def _load() -> Callable[[], int]:
     return raw_fork
 
 
-_raw_fork: Final = _load() if _WARNS else os.fork
+@functools.cache
+def _libc() -> Any:
+    """The C library, with an errno of its own, which the calls into the interpreter leave alone."""
+    import ctypes
+
+    library = ctypes.PyDLL(None, use_errno=True)
+    library.fork.restype = ctypes.c_int
+    library.fork.argtypes = []
+    library.syscall.restype = ctypes.c_long
+    library.pthread_self.restype = ctypes.c_void_p
+    return library
+
+
+_raw_fork: Final = _load(_libc().fork) if _WARNS else os.fork
+
+#: By machine: the number of clone(2), and its arguments from flags and the address of the tid.
+_CLONE: Final[dict[str, tuple[int, Callable[[int, int], tuple[int, ...]]]]] = {
+    "x86_64": (56, lambda flags, tid: (flags, 0, 0, tid, 0)),
+    "aarch64": (220, lambda flags, tid: (flags, 0, 0, 0, tid)),
+}
+_CLONE_PARENT: Final = 0x00008000
+_CLONE_CHILD_CLEARTID: Final = 0x00200000
+_CLONE_CHILD_SETTID: Final = 0x01000000
+
+
+def _clone_sibling() -> int:
+    """As the C library's fork, for a process with one thread, but with CLONE_PARENT.
+
+    The C library keeps the thread's number in memory; without the new one there, raise() and
+    abort() in the child would signal a thread that it does not have. Its handlers of
+    pthread_atfork are not run: whoever calls this has itself just been forked.
+    """
+    number, arguments = _CLONE[os.uname().machine]
+    flags = _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | signal.SIGCHLD
+    address = _tid_address()
+    assert address is not None
+    import ctypes
+
+    words = (ctypes.c_long(word) for word in (number, *arguments(flags, address)))
+    return int(_libc().syscall(*words))
+
+
+def _tid_address() -> int | None:
+    """Where the C library keeps this thread's number, if that is found beyond doubt."""
+    import ctypes
+
+    beginning = int(_libc().pthread_self())
+    words = (ctypes.c_int * 256).from_address(beginning)
+    here = [index for index, word in enumerate(words) if word == threading.get_native_id()]
+    return beginning + 4 * here[0] if len(here) == 1 else None
 
 
 def _warn_of_threads() -> None:

@@ -21,7 +21,7 @@ from mpcluster import descriptors, memfd, pickling, wire
 from mpcluster.errors import SerializationError
 from mpcluster.wire import HEADER, Kind, MalformedFrame, Received, Shape
 
-__all__ = ["Inbox"]
+__all__ = ["Inbox", "close_all", "open_parts"]
 
 _log = logging.getLogger("mpcluster")
 
@@ -92,7 +92,7 @@ class Inbox:
         self._buffer = bytearray()
         self._begin = self._end = 0
         while self._lots:
-            _close(self._lots.popleft())
+            close_all(self._lots.popleft())
 
     def _read(self) -> bool:
         """Read once; is there more to read?"""
@@ -180,18 +180,14 @@ class Inbox:
             try:
                 if len(carried) < shape.descriptors:
                     raise OSError(errno.EMFILE, "descriptors were lost on their way in")
-                if shape.in_memory:
-                    data, *buffers = memfd.take_over(carried[0], sizes)
-                    _close([carried.pop(0)])
-                else:
-                    data, *buffers = _parts(body[shape.table :], sizes)
+                data, *buffers = open_parts(shape, body, carried, sizes)
             except (OSError, ValueError, OverflowError, MemoryError) as error:
                 self._failed(kind, sum(sizes), error)
             else:
                 self._unpickle(kind, sum(sizes), data, buffers, carried)
             return sum(sizes)
         finally:
-            _close(carried)
+            close_all(carried)
 
     def _unpickle(
         self,
@@ -220,14 +216,35 @@ class Inbox:
         numbers: list[int] = []
         for begin in range(0, count, wire.DESCRIPTORS_A_CALL):
             if not self._lots:
-                _close(numbers)
+                close_all(numbers)
                 raise MalformedFrame(f"{count} descriptors are announced and did not come")
             lot = self._lots.popleft()
             numbers += lot
             if len(lot) > min(count - begin, wire.DESCRIPTORS_A_CALL):
-                _close(numbers)
+                close_all(numbers)
                 raise MalformedFrame("more descriptors came than are announced")
         return numbers
+
+
+def open_parts(
+    shape: Shape, body: memoryview, carried: list[int], sizes: list[int] | None = None
+) -> list[memoryview]:
+    """The pickle and each buffer of a message of several parts.
+
+    Args:
+        carried: Its descriptors; the memfd among them is taken out and closed.
+        sizes: What `wire.untable` says, where the caller has asked already.
+
+    Raises:
+        OSError, ValueError: There is no memory for it, or it is not of the size it says.
+    """
+    if sizes is None:
+        sizes = wire.untable(shape, body)
+    if not shape.in_memory:
+        return _parts(body[shape.table :], sizes)
+    parts = memfd.take_over(carried[0], sizes)
+    close_all([carried.pop(0)])
+    return parts
 
 
 def _parts(content: memoryview, sizes: list[int]) -> list[memoryview]:
@@ -251,7 +268,8 @@ def _numbers(rights: list[tuple[int, int, bytes]]) -> list[int]:
     return list(numbers)
 
 
-def _close(numbers: list[int]) -> None:
+def close_all(numbers: list[int]) -> None:
+    """Close owned descriptors; those that somebody has taken stand there as -1."""
     for fd in numbers:
         if fd >= 0:
             with contextlib.suppress(OSError):

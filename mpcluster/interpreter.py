@@ -29,6 +29,7 @@ __all__ = [
     "at_the_very_end",
     "bare_signal",
     "become_main_thread",
+    "before_the_end",
     "count_threads",
     "die_of_sigint",
     "end_threads",
@@ -66,6 +67,14 @@ def _run_last_exit_functions() -> None:
 
 # With the import of mpcluster, though who has something to call is loaded later.
 atexit.register(_run_last_exit_functions)
+
+
+def before_the_end(function: Callable[[], object]) -> None:
+    """Call it when the main thread has nothing more to do, before its exit functions.
+
+    As ``concurrent.futures`` does, to have what was submitted done. Not in a forked child.
+    """
+    threading._register_atexit(function)  # type: ignore[attr-defined]
 
 
 def flush_std_streams() -> None:

@@ -112,7 +112,8 @@ class Life:
         with self._making:
             the_watcher.when_woken(self._fd, self.listen)
             # It may have rung already, and nobody have known yet whose bell that was.
-            if process.is_forked or self._downstream is not None or the_watcher.rings != rings:
+            has_rung = the_watcher.rings != rings or not self._popen.has_bell
+            if process.is_forked or self._downstream is not None or has_rung:
                 self.listen()
             the_watcher.add(self._popen.sentinel, self._on_end)
         # From here on a new subscriber finds it watched.

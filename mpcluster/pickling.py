@@ -19,7 +19,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, Final, TypeAlias
 
 import cloudpickle
@@ -146,6 +146,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no type hin
         if kind is type or kind is FunctionType:
             if _is_global(obj):
                 return NotImplemented
+        elif kind is MethodType:
+            # As pickle itself does it. cloudpickle takes the function out and, where that is
+            # a class method's, sends it by value.
+            name = getattr(obj.__func__, "__name__", "")
+            if getattr(obj.__self__, name, None) == obj:
+                return getattr, (obj.__self__, name)
         elif isinstance(obj, (_Socket, socket.socket)):
             return self._carry_socket(obj)
         elif isinstance(obj, Connection):

@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 
 from mpcluster import descriptors, forking, interpreter, leash, watcher
 
-__all__ = ["UNKNOWN_EXITCODE", "Popen"]
+__all__ = ["UNKNOWN_EXITCODE", "Popen", "own_pidfd"]
 
 #: The exit code of a child whose status somebody else has taken, on kernels that do not
 #: keep it (before 6.15); the same number as asyncio's child watchers give.
@@ -54,36 +54,49 @@ class Popen(popen_fork.Popen):
     sentinel: int
     connection: int
     finalizer: Any  # called by the base class's `close`
+    #: The child has its parent's bell: its channel need not be watched until it rings.
+    has_bell = True
 
     def _launch(self, process_obj: Child) -> None:
-        self._owner = os.getpid()
-        # Guards `returncode` and the one waitpid that may succeed. Taken by any thread
-        # that looks at the child; nothing but waitpid(WNOHANG) happens under it. Re-entrant,
-        # for a signal handler may look too. A forked child never takes it: there, `poll`
-        # sees that the child is not its own.
-        self._reaping = threading.RLock()
+        self._begin()
         with descriptors.opening():
             # As `multiprocessing.Pipe` does, whose module brings a lot of others along.
             ours, theirs = (end.detach() for end in socket.socketpair())
             descriptors.own(ours)
             descriptors.own(theirs)
         try:
-            parent_sentinel = _own_pidfd()
+            parent_sentinel = own_pidfd()
             # The watcher counts when it is in the middle of a call; the child can tell.
             threaded = interpreter.count_threads() > watcher.current().is_running()
             keep = (theirs, parent_sentinel, leash.hold(), watcher.current().bell)
             pid = forking.fork(keep)
             if pid == 0:
-                self._run_child(process_obj, theirs, parent_sentinel, threaded=threaded)
+                self.run_child(process_obj, theirs, parent_sentinel, threaded=threaded)
         except BaseException:
             if os.getpid() != self._owner:
                 os._exit(1)  # a Ctrl-C just after the fork: no second master goes on here
             descriptors.close(ours)
             descriptors.close(theirs)
             raise
+        descriptors.close(theirs)
+        self._adopt(pid, ours)
+
+    def _begin(self) -> None:
+        self._owner = os.getpid()
+        # Guards `returncode` and the one waitpid that may succeed. Taken by any thread
+        # that looks at the child; nothing but waitpid(WNOHANG) happens under it. Re-entrant,
+        # for a signal handler may look too. A forked child never takes it: there, `poll`
+        # sees that the child is not its own.
+        self._reaping = threading.RLock()
+
+    def _adopt(self, pid: int, ours: int) -> None:
+        """Hold the child that was forked.
+
+        Raises:
+            OSError: Out of descriptors; the child is ended again.
+        """
         self.pid = pid
         self.connection = ours
-        descriptors.close(theirs)
         try:
             with descriptors.opening():
                 self.sentinel = _open_sentinel(pid)
@@ -97,7 +110,8 @@ class Popen(popen_fork.Popen):
         self._watched = self._close_wanted = False  # guarded by `_reaping`, too
 
     @staticmethod
-    def _run_child(process_obj: Child, connection: int, sentinel: int, *, threaded: bool) -> None:
+    def run_child(process_obj: Child, connection: int, sentinel: int, *, threaded: bool) -> None:
+        """In the child: be that process, to its end. Does not return."""
         code = 1
         try:
             if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
@@ -241,7 +255,8 @@ def _open_sentinel(pid: int) -> int:
 _pidfd: tuple[int, int] | None = None
 
 
-def _own_pidfd() -> int:
+def own_pidfd() -> int:
+    """This process's own pidfd, for a child to know its parent's end by."""
     global _pidfd
     with descriptors.opening():
         if _pidfd is None or _pidfd[0] != os.getpid():

@@ -313,9 +313,12 @@ def in_thread() -> bool:
 
 
 def parents_bell() -> int:
-    """In a worker: its parent's :attr:`Watcher.bell`, which the fork has kept for it."""
-    parents: Watcher = perprocess.before()[__name__]
-    return parents.bell
+    """In a worker: its parent's :attr:`Watcher.bell`, which the fork has kept for it.
+
+    -1 where another process has forked it, whose child it is not.
+    """
+    parents: Watcher | None = perprocess.before().get(__name__)
+    return -1 if parents is None else parents.bell
 
 
 def was_calling() -> bool:

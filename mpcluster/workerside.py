@@ -200,8 +200,9 @@ class Worker:
                 if self._upstream is None:
                     self._upstream = hearing.line(self, self._connection, self._settings)
                     # The parent may not watch its end yet: nobody there has cared so far.
-                    os.eventfd_write(self._bell, 1)
-                    descriptors.close(self._bell)
+                    if self._bell >= 0:
+                        os.eventfd_write(self._bell, 1)
+                        descriptors.close(self._bell)
         return self._upstream
 
     def _ears(self) -> _Ears:

@@ -1,0 +1,125 @@
+"""The functions that a pool's workers know.
+
+A function is pickled once, and sent to a worker once: pickling a closure costs far more than
+sending it. What is kept is found by the function's identity and holds it weakly. A function
+that travels by value is looked at again each time, for its closure may have been bound anew;
+a global that it refers to is taken as it was when it was pickled.
+
+Bound methods, partials and other callable objects have a state of their own, which may
+change between two calls: each call of :meth:`Functions.of` makes a new entry, which the
+workers forget when the last call is through.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, Final
+
+from mpcluster import pickling
+from mpcluster.pickling import Pickled
+
+__all__ = ["DEEPEST", "Function", "Functions"]
+
+#: Most calls that are ever under way to one worker.
+DEEPEST: Final = 512
+#: Seconds of work that a worker is given in advance.
+_AHEAD: Final = 2e-3
+
+
+class Function:
+    """One function, as the workers know it.
+
+    Attributes:
+        number: Its number in the workers.
+        depth: How many calls of it a worker is given at once, by the measured run time.
+    """
+
+    __slots__ = ("__weakref__", "_mean", "_pickled", "depth", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.depth = 1
+        self._mean = 0.0
+        self._pickled: Pickled | None = None
+
+    def pickled(self, function: Callable[..., Any]) -> Pickled:
+        """Its pickle, made at the first call.
+
+        Raises:
+            SerializationError: It cannot travel.
+        """
+        if self._pickled is None:
+            segments, buffers, carried = pickling.dump(function)
+            self._pickled = [b"".join(segments)], buffers, carried
+        return self._pickled
+
+    def ran(self, calls: int, seconds: float) -> None:
+        """Take note of how long it takes."""
+        mean = seconds / calls
+        # A function that has become slow is believed at once, one that was quick by and by.
+        known = self._mean
+        self._mean = mean if not known or mean > known else 0.7 * known + 0.3 * mean
+        self.depth = max(1, min(DEEPEST, int(_AHEAD / max(self._mean, 1e-9))))
+
+    @property
+    def mean(self) -> float:
+        """Seconds that a call takes, 0.0 before the first."""
+        return self._mean
+
+
+class Functions:
+    """All functions of one pool."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._known: dict[int, tuple[weakref.ref[Any], Function, Any]] = {}
+
+    def of(self, function: Callable[..., Any]) -> Function:
+        """Return the entry of a function, a new one if it is not known. Any thread."""
+        key = id(function)
+        found = self._known.get(key)
+        if (
+            found is not None
+            and found[0]() is function
+            and (found[2] is None or found[2] == _state(function))
+        ):
+            return found[1]
+        return self._make(function, key)
+
+    def _make(self, function: Callable[..., Any], key: int) -> Function:
+        made = Function(next(self._numbers))
+        kind = type(function)
+        if (
+            kind is FunctionType
+            or kind is type
+            or (kind is BuiltinFunctionType and _is_stateless(function))
+        ):
+            known = self._known
+            reference = weakref.ref(function, lambda _: known.pop(key, None))
+            known[key] = reference, made, _state(function)
+        return made
+
+
+def _is_stateless(function: Any) -> bool:
+    """Is it a function of a module, not a method of some object?"""
+    owner = getattr(function, "__self__", None)
+    return owner is None or type(owner) is type(itertools)
+
+
+def _state(function: Any) -> tuple[Any, ...] | None:
+    """What of it may be bound anew; None where nothing is."""
+    if type(function) is not FunctionType:
+        return None
+    closure = function.__closure__
+    if closure is None:
+        return function.__code__, function.__defaults__
+    cells = []
+    for cell in closure:
+        try:
+            cells.append(id(cell.cell_contents))
+        except ValueError:  # not yet bound
+            cells.append(0)
+    return function.__code__, function.__defaults__, *cells

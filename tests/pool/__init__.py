@@ -1,0 +1,1 @@
+"""The pools, and what is built on them."""
