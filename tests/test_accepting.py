@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from mpcluster import scheduling
-from mpcluster.scheduling import accepting, line, queued
-from mpcluster.scheduling.accepting import RECOVERY, REST, TICK, Accepting
+from mpcluster.scheduling import accepting, door, line, queued
+from mpcluster.scheduling.accepting import Accepting
+from mpcluster.scheduling.door import REST
+from mpcluster.scheduling.patience import AVOIDED, RECOVERY, TICK
 from mpcluster.scheduling.round_robin import RoundRobin
 from mpcluster.scheduling.shared import Shared
 from mpcluster.scheduling.slots import Slots
@@ -275,7 +277,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, code: int) -> list[int]:
         tries.append(code)
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(accepting, "_accept", failing)
+    monkeypatch.setattr(door, "_accept", failing)
     return tries
 
 
@@ -298,14 +300,14 @@ def test_out_of_descriptors_the_master_rests_and_then_goes_on(
 
 def test_a_connection_that_was_aborted_in_the_queue_stops_nothing(table, monkeypatch) -> None:
     worker = table.worker()
-    real, codes = accepting._accept, [errno.ECONNABORTED, errno.EPROTO]
+    real, codes = door._accept, [errno.ECONNABORTED, errno.EPROTO]
 
     def failing_twice(listener: socket.socket) -> tuple[int, object]:
         if codes:
             raise OSError(codes.pop(), "aborted")
         return real(listener)
 
-    monkeypatch.setattr(accepting, "_accept", failing_twice)
+    monkeypatch.setattr(door, "_accept", failing_twice)
     (client,) = table.connect()
     assert served_by(client, worker.accept())
 
@@ -386,7 +388,7 @@ def test_one_that_let_them_lie_is_avoided_and_after_a_while_tried_again(table: T
     for _ in range(2):
         table.connect()
         other.accept()
-    for _ in range(accepting.PATIENCE):
+    for _ in range(AVOIDED):
         table.wind(TICK)
     table.connect()
     assert stopped.has_one

@@ -62,8 +62,8 @@ class Taker:
     draining: bool = False
     short: bool = False  # its process had no descriptor left, a moment ago
     slow: bool = False  # it has let a connection lie, while it could have gone to another
-    patience: int = 0  # ticks until it is tried again after that
-    seen: int | None = None  # the number of the connection that lay there at the last tick
+    avoided: int = 0  # looks until it is tried again after that
+    seen: int | None = None  # the number of the connection that lay there at the last look
 
     def __repr__(self) -> str:
         doing = "draining" if self.draining else "free" if self.is_free else "not free"

@@ -18,6 +18,8 @@ import threading
 import mpcluster as cluster
 from mpcluster import registrar, watcher
 from mpcluster.scheduling.accepting import Accepting
+from mpcluster.scheduling.door import Door
+from mpcluster.scheduling.patience import Patience
 
 #: Does a server tell when it has closed a connection?
 TELLS = "TELLS" in os.environ
@@ -92,8 +94,13 @@ SERVERS = {"threads": threads, "blocking": blocking, "asyncio": in_asyncio, "tls
 
 def count_calls() -> None:
     """Count what wakes the accepting policy."""
-    for name in ("_on_clients", "_on_words", "_tick", "_rest"):
-        setattr(Accepting, name, counted(name, getattr(Accepting, name)))
+    for owner, name in (
+        (Accepting, "_on_clients"),
+        (Accepting, "_on_words"),
+        (Patience, "_look"),
+        (Door, "_rest"),
+    ):
+        setattr(owner, name, counted(name, getattr(owner, name)))
 
 
 calls = 0
