@@ -55,18 +55,21 @@ class Accepting(Policy):
     A policy of one's own is a subclass with that one method. It may set:
 
     * ``sticky``: each connection belongs to one worker, be that free or not.
+    * ``in_turn``: workers get equally many. The one whose turn it is is waited for, if it is
+      not free, until it lets connections lie; up to 4 are passed to it ahead.
     * ``counts``: workers tell when a connection ends, so that :attr:`Taker.open` is right.
       It costs the worker a system call a connection. (A limit counts by itself.)
     """
 
     sticky: ClassVar[bool] = False
+    in_turn: ClassVar[bool] = False
 
     def __init__(self, kept: Kept) -> None:
         if kept.max_connections is not None:
             self.counts = True
         self._watch = kept.watch
         self._timers = Timers(kept.call_later)
-        self._takers = Takers(kept.max_connections)
+        self._takers = Takers(kept.max_connections, in_turn=self.in_turn)
         self._patience = Patience(self._takers, self._timers, self._deal)
         self._door = Door(kept, self._timers, self._on_clients, self._deal)
         self._direct: set[Route] = set()  # they accept from the listener itself
@@ -86,7 +89,8 @@ class Accepting(Policy):
         Args:
             peer: The client's address, as ``accept()`` has it.
             takers: At least one, in the order of their slots: those that are free; of a
-                ``sticky`` policy all that take connections, and what is picked may wait.
+                ``sticky`` policy all that take connections, and what is picked may wait;
+                ``in_turn``, the one whose turn it is.
 
         Returns:
             One of ``takers``.
@@ -197,7 +201,7 @@ class Accepting(Policy):
             return False
         if self.sticky:
             return self._waiting.held < MOST_WAITING and bool(self._takers.taking())
-        return bool(self._takers.free())
+        return bool(self._takers.ready())
 
     def _pass_on(self) -> None:
         if self._door.resting:
@@ -208,17 +212,17 @@ class Accepting(Policy):
                 while taker.queue and taker.is_free and self._pass(taker, taker.queue[0]):
                     taker.queue.popleft()
             return
-        while self._waiting and (free := self._takers.free()):
+        while self._waiting and (ready := self._takers.ready()):
             connection = self._waiting.first
-            if self._pass(self._picked(connection.peer, free), connection):
+            if self._pass(self._picked(connection.peer, ready), connection):
                 self._waiting.take()
 
     def _sort(self) -> None:
         """Of a sticky policy: put each connection into the queue of the worker it belongs to."""
         takers = self._takers.taking()
         while takers and self._waiting:
-            connection = self._waiting.take()
-            self._picked(connection.peer, takers).queue.append(connection)
+            taker = self._picked(self._waiting.first.peer, takers)
+            taker.queue.append(self._waiting.take())
 
     def _picked(self, peer: object, takers: list[Taker]) -> Taker:
         try:
@@ -259,11 +263,11 @@ class Accepting(Policy):
         except BlockingIOError:
             return False
         if word in {line.ACCEPTED, line.COUNTED}:
-            taker.slow = False
-            connection = taker.passed.pop(number, None)
-            if connection is not None:
-                descriptors.close(connection.fd)
-                taker.open += word == line.COUNTED
+            accepted = taker.accepted(number, counted=word == line.COUNTED)
+            if accepted is not None:
+                descriptors.close(accepted.fd)
+            if taker.passed:
+                self._patience.look_soon()  # at the next one
         elif word == line.ENDED:
             taker.open = max(0, taker.open - number)
         elif word == line.REFUSED:

@@ -11,12 +11,17 @@ import itertools
 import math
 import socket
 from collections.abc import Iterator
+from typing import Final
 
 from mpcluster.messages import Route
 from mpcluster.scheduling.line import Line
 from mpcluster.scheduling.taker import Taker
 
-__all__ = ["Takers"]
+__all__ = ["AHEAD", "Takers"]
+
+#: Connections that a worker may be passed and not have accepted, where it is waited for. More would
+#: delay more clients where a worker is stopped, until they are taken back.
+AHEAD: Final = 4
 
 
 class Takers:
@@ -24,10 +29,12 @@ class Takers:
 
     Args:
         limit: Connections that each may have open at once.
+        in_turn: They are passed equally many, and waited for.
     """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, *, in_turn: bool) -> None:
         self._limit = math.inf if limit is None else limit
+        self._in_turn = in_turn
         self._by_route: dict[Route, Taker] = {}  # in the order of their slots
 
     def __iter__(self) -> Iterator[Taker]:
@@ -47,7 +54,7 @@ class Takers:
         """Add one, in the first slot that is free: a predecessor's, if one has died."""
         taken = {taker.slot for taker in self}
         slot = next(slot for slot in itertools.count() if slot not in taken)
-        taker = Taker(route, slot, ours, theirs, self._limit)
+        taker = Taker(route, slot, ours, theirs, self._limit, AHEAD if self._in_turn else 1)
         self._by_route[route] = taker
         self._sort()
         return taker
@@ -77,10 +84,18 @@ class Takers:
         """Those that take connections, be they free or not."""
         return [taker for taker in self if taker.takes]
 
-    def free(self) -> list[Taker]:
-        """Those that may be passed one now; one that lets them lie only if there is no other."""
-        free = [taker for taker in self if taker.is_free]
-        return [taker for taker in free if not taker.slow] or free
+    def ready(self) -> list[Taker]:
+        """Those that may be passed one now; one that lets them lie only if there is no other.
+
+        In turn, the one whose last turn is longest ago, if it is free; else nobody: it is
+        waited for, unless it has no place or lets connections lie.
+        """
+        able = [taker for taker in self if taker.has_place and not taker.slow]
+        if able and self._in_turn:
+            able = [min(able, key=lambda taker: taker.turn)]
+        elif not any(taker.is_free for taker in able):
+            able = list(self)
+        return [taker for taker in able if taker.is_free]
 
     def _sort(self) -> None:
         in_order = sorted(self._by_route.items(), key=lambda item: item[1].slot)
