@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -54,17 +55,24 @@ def need(script: str) -> None:
         pytest.skip(f"{module} is not installed")
 
 
-@pytest.mark.parametrize(
-    ("script", "policy"),
-    [
-        *itertools.product(SERVERS, ["auto", "shared", "slots", "round_robin"]),
-        # These tell the master of the end of each connection, too.
-        *itertools.product(
-            ["http_server", "asyncio_streams", "gevent_wsgi", "gevent_patched"],
-            ["least_connections"],
-        ),
-    ],
-)
+#: One of each kind, as the policies tell them apart: threads, a loop of ``accept()``, asyncio, a
+#: loop that accepts in C, gevent.
+KINDS = ["http_server", "accept_loop", "asyncio_streams", "uvicorn_uvloop", "gevent_wsgi"]
+
+
+def each(scripts: Iterable[str], policies: str, *, passed: Iterable[str]) -> pytest.MarkDecorator:
+    """Each script with each policy; in the quick round few.
+
+    There each is as it is by default, which is ``shared`` for some and ``slots`` for others,
+    and those in ``passed`` have ``round_robin``, too.
+    """
+    quick = [(one, "auto") for one in scripts] + [(one, "round_robin") for one in passed]
+    rest = [one for one in itertools.product(scripts, policies.split()) if one not in quick]
+    slow = [pytest.param(*one, marks=pytest.mark.slow) for one in rest]
+    return pytest.mark.parametrize(("script", "policy"), [*quick, *slow])
+
+
+@each(SERVERS, "shared slots round_robin least_connections", passed=KINDS)
 def test_two_workers_serve_one_port_and_one_that_is_killed_is_replaced(
     script: str, policy: str
 ) -> None:
@@ -168,8 +176,7 @@ async def kill_under_load(script: str, policy: str, *, clients: int) -> Load:
     return load
 
 
-@pytest.mark.parametrize("policy", ["shared", "slots", "round_robin"])
-@pytest.mark.parametrize("script", SERVERS)
+@each(SERVERS, "shared slots round_robin", passed=["http_server", "asyncio_streams"])
 def test_a_kill_under_load_loses_at_most_what_the_dead_worker_had_accepted(
     script: str, policy: str
 ) -> None:
@@ -180,16 +187,14 @@ def test_a_kill_under_load_loses_at_most_what_the_dead_worker_had_accepted(
     assert len(load.lost) <= 2 * 6
 
 
-@pytest.mark.parametrize("policy", ["shared", "slots", "round_robin"])
-@pytest.mark.parametrize("script", SERVERS)
+@each(SERVERS, "shared slots round_robin", passed=["http_server", "asyncio_streams"])
 def test_a_drain_under_load_loses_no_request(script: str, policy: str) -> None:
     need(script)
     load = asyncio.run(drain_under_load(script, policy, new=6, kept=0))
     assert load.lost == []
 
 
-@pytest.mark.parametrize("policy", ["shared", "slots", "round_robin"])
-@pytest.mark.parametrize("script", POLITE)
+@each(POLITE, "shared slots round_robin", passed=["http_server", "aiohttp_app"])
 def test_a_drain_under_load_cuts_no_kept_connection(script: str, policy: str) -> None:
     need(script)
     load = asyncio.run(drain_under_load(script, policy, new=2, kept=4))

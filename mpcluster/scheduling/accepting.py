@@ -11,13 +11,8 @@ The master keeps its copy of a connection until the worker's *program* has accep
 that was passed and not accepted is never lost with the worker: it goes to another, or waits
 in the master for a replacement, for as long as the listener waits for one.
 
-While no worker may be passed one the listener is not watched at all: clients wait in the
-kernel's queue, and nothing wakes the master. (Node's master accepts without bound there, and
-with ``maxConnections`` asks a full worker 7,000 times a second.)
-
-A worker is passed one connection at a time. If its program lets that lie for some tenths of
-a second while another is free, the other gets it: a worker that is stopped, or busy with a
-long request in the thread that accepts, delays nobody but its own clients.
+Whether the master accepts at all is decided here and seen to by :mod:`~.door`, who is whom by
+:mod:`~.takers`, who lets a connection lie by :mod:`~.patience`, and what travels by :mod:`~.line`.
 
 Everything runs in the master's watcher thread and does no more than a bounded number of
 calls a round, none of which blocks.
@@ -25,25 +20,23 @@ calls a round, none of which blocks.
 
 from __future__ import annotations
 
-import _socket
 import abc
-import contextlib
-import errno
-import functools
 import itertools
 import logging
-import math
 import socket
-import struct
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Final
 
 from mpcluster import descriptors
 from mpcluster.messages import Route
 from mpcluster.scheduling import line
-from mpcluster.scheduling.base import MASTER, Kept, Policy, Timer
+from mpcluster.scheduling.base import MASTER, Kept, Policy
+from mpcluster.scheduling.door import Door
+from mpcluster.scheduling.patience import Patience
 from mpcluster.scheduling.taker import Connection, Taker
+from mpcluster.scheduling.takers import Takers
+from mpcluster.scheduling.timers import Timers
+from mpcluster.scheduling.waiting import Waiting
 
 __all__ = ["Accepting"]
 
@@ -52,41 +45,8 @@ _log = logging.getLogger("mpcluster")
 #: Connections that are accepted, and words of a worker that are heard, in one round.
 AT_ONCE: Final = 32
 
-#: Seconds without accepting after the kernel had no descriptor or memory for one more.
-REST: Final = 0.1
-
-#: Seconds until a worker that had no descriptor left is passed a connection again.
-RECOVERY: Final = 0.5
-
-#: Seconds between two looks at who lets a connection lie; it has, if it lay there twice.
-TICK: Final = 0.1
-
-#: Looks until one that did is tried again.
-PATIENCE: Final = 10
-
 #: Connections of a sticky policy that may wait for busy workers; each costs a descriptor.
 MOST_WAITING: Final = 128
-
-#: For a listener whose server has not yet said how many may wait.
-_BACKLOG: Final = socket.SOMAXCONN
-
-#: What accept(2) says of a connection that is no more; the next one is another matter.
-_OF_ONE: Final = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.EPROTO,
-        errno.EPERM,
-        errno.ENETDOWN,
-        errno.ENOPROTOOPT,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EOPNOTSUPP,
-        errno.ENETUNREACH,
-        getattr(errno, "ENONET", errno.EPROTO),
-    }
-)
-
-_accept: Callable[[socket.socket], tuple[int, object]] = _socket.socket._accept  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 class Accepting(Policy):
@@ -95,30 +55,30 @@ class Accepting(Policy):
     A policy of one's own is a subclass with that one method. It may set:
 
     * ``sticky``: each connection belongs to one worker, be that free or not.
+    * ``in_turn``: workers get equally many. The one whose turn it is is waited for, if it is
+      not free, until it lets connections lie; up to 4 are passed to it ahead.
     * ``counts``: workers tell when a connection ends, so that :attr:`Taker.open` is right.
       It costs the worker a system call a connection. (A limit counts by itself.)
     """
 
     sticky: ClassVar[bool] = False
+    in_turn: ClassVar[bool] = False
 
     def __init__(self, kept: Kept) -> None:
-        self._socket = kept.socket
-        self._socket.setblocking(False)  # noqa: FBT003  # the description is the master's alone
-        self._call_later, self._watch = kept.call_later, kept.watch
-        self._limit = math.inf if kept.max_connections is None else kept.max_connections
         if kept.max_connections is not None:
             self.counts = True
-        self._takers: dict[Route, Taker] = {}  # in the order of their slots
+        self._watch = kept.watch
+        self._timers = Timers(kept.call_later)
+        self._takers = Takers(kept.max_connections, in_turn=self.in_turn)
+        self._patience = Patience(self._takers, self._timers, self._deal)
+        self._door = Door(kept, self._timers, self._on_clients, self._deal)
         self._direct: set[Route] = set()  # they accept from the listener itself
-        self._waiting: deque[Connection] = deque()
+        self._waiting = Waiting(self._takers)
         self._turns = itertools.count(1)
-        self._timers: dict[object, Timer] = {}
-        self._listens = self._watched = self._resting = self._told_of_rest = False
         self._closed = False
 
     def __repr__(self) -> str:
-        state = "resting" if self._resting else "accepting" if self._watched else "not accepting"
-        return f"<{type(self).__name__} {state} {self._held} waiting {list(self._takers.values())}>"
+        return f"<{type(self).__name__} {self._door} {self._waiting.held} waiting {self._takers}>"
 
     # -- for subclasses --------------------------------------------------------------------
 
@@ -129,7 +89,8 @@ class Accepting(Policy):
         Args:
             peer: The client's address, as ``accept()`` has it.
             takers: At least one, in the order of their slots: those that are free; of a
-                ``sticky`` policy all that take connections, and what is picked may wait.
+                ``sticky`` policy all that take connections, and what is picked may wait;
+                ``in_turn``, the one whose turn it is.
 
         Returns:
             One of ``takers``.
@@ -144,10 +105,9 @@ class Accepting(Policy):
         """
         if route == MASTER:
             return self.add_direct(route, backlog)
-        self._listen(backlog)
+        self._door.listen(backlog)
         ours, theirs = line.open_pair()
-        taker = Taker(route, self._slot_for_new(), ours, theirs, self._limit)
-        self._enter(taker)
+        taker = self._takers.enter(route, ours, theirs)
         self._watch.add(ours.fileno(), lambda _: self._on_words(taker))
         return theirs
 
@@ -156,21 +116,23 @@ class Accepting(Policy):
 
         For loops that accept in C. What they take, nobody deals: as ``shared``.
         """
-        self._listen(backlog)
+        self._door.listen(backlog)
         self._direct.add(route)
-        return self._socket
+        return self._door.socket
 
     def remove(self, route: Route, *, crashed: bool) -> bool:
         """Forget a user; what it was passed and has not accepted goes to others."""
         self._direct.discard(route)
         taker = self._takers.get(route)
         if taker is not None:
-            self._requeue(taker)
+            self._waiting.requeue(taker)
             self._take_back(taker)
             # Whoever took these out of the line is gone, or has closed it, before it could
             # say so: nobody has read a byte from them.
             self._return(taker, list(taker.passed))
-            self._dismiss(taker, inherits=not crashed)
+            if not crashed and not taker.draining:
+                self._give_up_slot(taker)
+            self._dismiss(taker)
         self._deal()
         return not self._takers and not self._direct
 
@@ -179,9 +141,9 @@ class Accepting(Policy):
         taker = self._takers.get(route)
         if taker is not None and not taker.draining:
             taker.draining = True
-            self._requeue(taker)  # first: what is taken back is older
+            self._waiting.requeue(taker)  # first: what is taken back is older
             self._take_back(taker)
-            self._move_in(taker)
+            self._give_up_slot(taker)
             self._deal()
         return []
 
@@ -190,129 +152,28 @@ class Accepting(Policy):
         if self._closed:
             return
         self._closed = True
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        self._unwatch()
-        for taker in list(self._takers.values()):
+        self._timers.close()
+        for taker in list(self._takers):
+            self._waiting.requeue(taker)
             self._take_back(taker)
             # Of these the program may have one by now: it only loses the master's copy.
             for connection in taker.passed.values():
                 descriptors.close(connection.fd)
-            self._dismiss(taker, inherits=False)
-        for connection in self._waiting:
-            _reset(connection)
-        self._waiting.clear()
-        descriptors.close(self._socket)
+            self._dismiss(taker)
+        self._waiting.reset()
+        self._door.close()
 
-    # -- who takes part --------------------------------------------------------------------
-
-    def _enter(self, taker: Taker) -> None:
-        self._takers[taker.route] = taker
-        self._takers = dict(sorted(self._takers.items(), key=lambda item: item[1].slot))
-
-    def _slot_for_new(self) -> int:
-        """The first that is free: a predecessor's, if one has died."""
-        taken = {taker.slot for taker in self._takers.values()}
-        return next(slot for slot in itertools.count() if slot not in taken)
-
-    def _move_in(self, leaving: Taker) -> None:
-        """One that leaves by will may have its replacement here already: the last in line.
-
-        So after a rolling reload the slots are taken as before, each by the new one.
-        """
-        others = [one for one in self._takers.values() if one is not leaving and not one.draining]
-        last = max(others, key=lambda taker: taker.slot, default=leaving)
-        if last.slot <= leaving.slot:
-            return
-        leaving.slot, last.slot = last.slot, leaving.slot
-        self._enter(last)
-        if self.sticky:
-            for taker in self._takers.values():
-                self._requeue(taker)
-
-    def _dismiss(self, taker: Taker, *, inherits: bool) -> None:
-        if inherits and not taker.draining:
-            self._move_in(taker)
-        self._requeue(taker)
-        del self._takers[taker.route]
-        self._cancel(taker)
+    def _dismiss(self, taker: Taker) -> None:
+        self._takers.remove(taker)
+        self._patience.forget(taker)
         self._watch.remove(taker.ours.fileno())
         descriptors.close(taker.ours)
         descriptors.close(taker.theirs)
 
-    # -- the listener ----------------------------------------------------------------------
-
-    def _listen(self, backlog: int | None) -> None:
-        """Listen from the first asker on; as in Node, the last ``listen`` sets the backlog."""
-        if backlog is not None or not self._listens:
-            self._socket.listen(_BACKLOG if backlog is None else backlog)
-            self._listens = True
-
-    def _tend(self) -> None:
-        """Watch the listener while a connection could be dealt with, and only then."""
-        if not self._may_accept():
-            self._unwatch()
-        elif not self._watched:
-            self._watched = True
-            self._watch.add(self._socket.fileno(), lambda _: self._on_clients())
-
-    def _unwatch(self) -> None:
-        if self._watched:
-            self._watched = False
-            self._watch.remove(self._socket.fileno())
-
-    def _may_accept(self) -> bool:
-        if self._closed or self._resting or self._waiting:
-            return False
-        if self.sticky:
-            return self._held < MOST_WAITING and any(one.takes for one in self._takers.values())
-        return any(one.is_free for one in self._takers.values())
-
-    @property
-    def _held(self) -> int:
-        return len(self._waiting) + sum(len(taker.queue) for taker in self._takers.values())
-
-    def _on_clients(self) -> None:
-        """Clients wait in the kernel's queue."""
-        for _ in range(AT_ONCE):
-            if not self._may_accept():
-                break
-            connection = self._accept()
-            if connection is None:
-                break
-            self._waiting.append(connection)
-            self._pass_on()
-        self._tend()
-
-    def _accept(self) -> Connection | None:
-        try:
-            with descriptors.opening():
-                fd, peer = _accept(self._socket)
-                descriptors.own(fd)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno not in _OF_ONE:
-                self._rest(error)
-            return None
-        self._told_of_rest = False
-        return Connection(fd, peer)
-
-    def _rest(self, error: OSError) -> None:
-        """No descriptor, no memory: to ask at once again would be to spin."""
-        if not self._told_of_rest:
-            self._told_of_rest = True
-            _log.warning(
-                "the master cannot accept connections now, they wait in the kernel's queue: %s",
-                error,
-            )
-        self._resting = True
-        self._later(self._rest, REST, self._go_on)
-
-    def _go_on(self) -> None:
-        self._resting = False
-        self._deal()
+    def _give_up_slot(self, leaving: Taker) -> None:
+        if self._takers.give_up_slot(leaving) and self.sticky:
+            for taker in self._takers:
+                self._waiting.requeue(taker)
 
     # -- dealing ---------------------------------------------------------------------------
 
@@ -320,42 +181,48 @@ class Accepting(Policy):
         """Something has changed: pass on what waits here, then accept again if that may be."""
         if self._closed:
             return
-        self._reclaim()
+        for taker in self._patience.overdue(self._waiting):
+            self._take_back(taker)
         self._pass_on()
-        self._tend()
+        self._door.tend(wanted=self._may_accept())
+
+    def _on_clients(self) -> None:
+        """Clients wait in the kernel's queue."""
+        for _ in range(AT_ONCE):
+            connection = self._door.accept() if self._may_accept() else None
+            if connection is None:
+                break
+            self._waiting.add(connection)
+            self._pass_on()
+        self._door.tend(wanted=self._may_accept())
+
+    def _may_accept(self) -> bool:
+        if self._closed or self._door.resting or self._waiting:
+            return False
+        if self.sticky:
+            return self._waiting.held < MOST_WAITING and bool(self._takers.taking())
+        return bool(self._takers.ready())
 
     def _pass_on(self) -> None:
-        if self._resting:
+        if self._door.resting:
             return
         if self.sticky:
             self._sort()
-            for taker in self._takers.values():
+            for taker in self._takers:
                 while taker.queue and taker.is_free and self._pass(taker, taker.queue[0]):
                     taker.queue.popleft()
             return
-        while self._waiting:
-            free = self._free()
-            if not free:
-                return
-            taker = self._picked(self._waiting[0].peer, free)
-            if self._pass(taker, self._waiting[0]):
-                self._waiting.popleft()
+        while self._waiting and (ready := self._takers.ready()):
+            connection = self._waiting.first
+            if self._pass(self._picked(connection.peer, ready), connection):
+                self._waiting.take()
 
     def _sort(self) -> None:
         """Of a sticky policy: put each connection into the queue of the worker it belongs to."""
-        takers = [taker for taker in self._takers.values() if taker.takes]
+        takers = self._takers.taking()
         while takers and self._waiting:
-            connection = self._waiting.popleft()
-            self._picked(connection.peer, takers).queue.append(connection)
-
-    def _requeue(self, taker: Taker) -> None:
-        """It may not be whom they belong to any more."""
-        self._waiting.extendleft(reversed(taker.queue))
-        taker.queue.clear()
-
-    def _free(self) -> list[Taker]:
-        free = [taker for taker in self._takers.values() if taker.is_free]
-        return [taker for taker in free if not taker.slow] or free
+            taker = self._picked(self._waiting.first.peer, takers)
+            taker.queue.append(self._waiting.take())
 
     def _picked(self, peer: object, takers: list[Taker]) -> Taker:
         try:
@@ -373,12 +240,12 @@ class Accepting(Policy):
             line.hand_over(taker.ours, number, connection.peer, connection.fd)
         except OSError as error:  # e.g. ETOOMANYREFS: descriptors under way count, too
             _log.warning("a connection could not be passed to worker %s: %s", taker.route, error)
-            self._shorten(taker)
+            self._patience.let_be(taker)
             return False
         taker.turn = number
         taker.passed[number] = connection
         if not self.sticky:
-            self._later(self._tick, TICK, self._tick)
+            self._patience.look_soon()
         return True
 
     # -- what workers say ------------------------------------------------------------------
@@ -392,56 +259,35 @@ class Accepting(Policy):
     def _hear(self, taker: Taker) -> bool:
         """One word of a worker; was there any?"""
         try:
-            said = taker.ours.recv(line.WORD.size)
+            word, number = line.hear(taker.ours)
         except BlockingIOError:
             return False
-        try:
-            word, number = line.WORD.unpack(said)
-        except struct.error:
-            _log.warning("worker %s says what is no word: %r", taker.route, said)
-        else:
-            self._follow(taker, word, number)
-        return True
-
-    def _follow(self, taker: Taker, word: bytes, number: int) -> None:
         if word in {line.ACCEPTED, line.COUNTED}:
-            taker.slow = False
-            connection = taker.passed.pop(number, None)
-            if connection is not None:
-                descriptors.close(connection.fd)
-                taker.open += word == line.COUNTED
+            accepted = taker.accepted(number, counted=word == line.COUNTED)
+            if accepted is not None:
+                descriptors.close(accepted.fd)
+            if taker.passed:
+                self._patience.look_soon()  # at the next one
         elif word == line.ENDED:
             taker.open = max(0, taker.open - number)
         elif word == line.REFUSED:
             self._return(taker, [number])
-            self._shorten(taker)
+            self._patience.let_be(taker)
         elif word == line.LISTEN:
             taker.listening = True
             try:
-                self._listen(number)
+                self._door.listen(number)
             except OSError as error:
                 _log.warning("%s: listen(%d): %s", self, number, error)
         else:
-            _log.warning("worker %s says an unknown word: %r", taker.route, word)
-
-    def _shorten(self, taker: Taker) -> None:
-        """Let it be for a while: it, or the kernel, has no room for one more."""
-        taker.short = True
-        self._later(taker, RECOVERY, functools.partial(self._recover, taker))
-
-    def _recover(self, taker: Taker) -> None:
-        taker.short = False
-        self._deal()
+            _log.warning("worker %s says what is no word: %r", taker.route, word)
+        return True
 
     # -- taking back -----------------------------------------------------------------------
 
     def _take_back(self, taker: Taker) -> None:
         """Take out of the line what its program has not taken out of it."""
-        numbers = []
-        with contextlib.suppress(BlockingIOError):
-            while (passed := line.take(taker.theirs)) is not None:
-                line.close(passed.fd)  # a second copy
-                numbers.append(passed.number)
+        numbers = line.recall(taker.theirs)
         # Only now: what was not there was taken out by the program, which may have said so.
         while self._hear(taker):
             pass
@@ -449,59 +295,4 @@ class Accepting(Policy):
 
     def _return(self, taker: Taker, numbers: Iterable[int]) -> None:
         """These, passed to ``taker``, wait for somebody again; oldest first."""
-        back = [taker.passed.pop(number) for number in numbers if number in taker.passed]
-        self._waiting.extendleft(reversed(back))
-
-    def _reclaim(self) -> None:
-        """Take from who lets a connection lie, if somebody is there to whom it can go."""
-        for taker in self._takers.values():
-            if taker.slow and taker.passed:
-                others = sum(one.is_free and not one.slow for one in self._takers.values())
-                if others <= len(self._waiting):
-                    return
-                self._take_back(taker)
-                taker.patience = PATIENCE
-                self._later(self._tick, TICK, self._tick)
-
-    def _tick(self) -> None:
-        """Look who lets a connection lie, as long as there is somebody who might."""
-        again = False
-        for taker in self._takers.values():
-            oldest = next(iter(taker.passed), None)
-            if oldest is not None and oldest == taker.seen:
-                taker.slow = True  # no need to look again: an end of that is told
-            elif oldest is not None:
-                again = True
-            elif taker.slow:
-                taker.patience -= 1
-                taker.slow = taker.patience > 0
-                again = again or taker.slow
-            taker.seen = oldest
-        self._deal()
-        if again:
-            self._later(self._tick, TICK, self._tick)
-
-    # -- timers ----------------------------------------------------------------------------
-
-    def _later(self, key: object, seconds: float, call: Callable[[], None]) -> None:
-        """Call it once, unless it is to be called already."""
-        if key not in self._timers and not self._closed:
-
-            def due() -> None:
-                del self._timers[key]
-                call()
-
-            self._timers[key] = self._call_later(seconds, due)
-
-    def _cancel(self, key: object) -> None:
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
-
-
-def _reset(connection: Connection) -> None:
-    """End it as closing the listener would have ended it."""
-    descriptors.disown(connection.fd)
-    with contextlib.suppress(OSError), socket.socket(fileno=connection.fd) as client:
-        if client.family != socket.AF_UNIX:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._waiting.put_back([taker.passed.pop(one) for one in numbers if one in taker.passed])

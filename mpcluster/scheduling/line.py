@@ -37,7 +37,9 @@ __all__ = [
     "Passed",
     "close",
     "hand_over",
+    "hear",
     "open_pair",
+    "recall",
     "say",
     "take",
 ]
@@ -121,6 +123,33 @@ def say(theirs: _socket.socket, word: bytes, number: int) -> None:
     """
     with contextlib.suppress(ConnectionError):
         theirs.send(WORD.pack(word, number), _NO_SIGNAL)
+
+
+def hear(ours: socket.socket) -> tuple[bytes, int]:
+    """The next word of the worker, and its number; what is no word comes as it is, with 0.
+
+    Raises:
+        BlockingIOError: It has said nothing more.
+    """
+    said = ours.recv(WORD.size)
+    try:
+        word, number = WORD.unpack(said)
+    except struct.error:
+        return said, 0
+    return word, number
+
+
+def recall(theirs: Line) -> list[int]:
+    """Take out of the worker's end what its program has not taken; the numbers, oldest first.
+
+    What is not among them is the program's, which has said so, or is about to.
+    """
+    numbers = []
+    with contextlib.suppress(BlockingIOError):
+        while (passed := take(theirs)) is not None:
+            close(passed.fd)  # a second copy
+            numbers.append(passed.number)
+    return numbers
 
 
 def close(fd: int) -> None:

@@ -22,6 +22,8 @@ __all__ = ["RoundRobin"]
 class RoundRobin(Accepting):
     """The one whose last turn is longest ago; a new one has its first turn next."""
 
+    in_turn = True
+
     def pick(self, peer: object, takers: Sequence[Taker]) -> Taker:  # noqa: ARG002
         """Whose turn it is among those that are free."""
         return min(takers, key=lambda taker: taker.turn)

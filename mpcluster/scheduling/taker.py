@@ -41,6 +41,7 @@ class Taker:
         ours: The master's end of the line to it.
         theirs: A copy of the worker's end, to take back from what its program has not taken.
         limit: Connections that it may have open at once.
+        ahead: Connections that it may be passed before its program has accepted the first.
     """
 
     route: Route
@@ -48,6 +49,7 @@ class Taker:
     ours: socket.socket
     theirs: Line
     limit: float = math.inf
+    ahead: int = 1
 
     #: When it was given its last connection: the how-manieth of all that was. 0: never yet.
     turn: int = 0
@@ -62,8 +64,8 @@ class Taker:
     draining: bool = False
     short: bool = False  # its process had no descriptor left, a moment ago
     slow: bool = False  # it has let a connection lie, while it could have gone to another
-    patience: int = 0  # ticks until it is tried again after that
-    seen: int | None = None  # the number of the connection that lay there at the last tick
+    avoided: int = 0  # looks until it is tried again after that
+    seen: int | None = None  # the number of the connection that lay there at the last look
 
     def __repr__(self) -> str:
         doing = "draining" if self.draining else "free" if self.is_free else "not free"
@@ -80,9 +82,22 @@ class Taker:
         return self.open + len(self.passed)
 
     @property
+    def has_place(self) -> bool:
+        """May it have one more, sooner or later?"""
+        return self.takes and not self.short and self.connections < self.limit
+
+    @property
     def is_free(self) -> bool:
         """May it be passed one more connection now?
 
-        One at a time: what a worker has not accepted is what another could have.
+        What a worker has not accepted is what another could have: so one at a time, or few.
         """
-        return self.takes and not self.passed and not self.short and self.connections < self.limit
+        return len(self.passed) < self.ahead and self.has_place
+
+    def accepted(self, number: int, *, counted: bool) -> Connection | None:
+        """Its program has accepted what it was passed under that number; what that was."""
+        self.slow = False
+        connection = self.passed.pop(number, None)
+        if connection is not None and counted:
+            self.open += 1
+        return connection

@@ -18,6 +18,9 @@ import threading
 import mpcluster as cluster
 from mpcluster import registrar, watcher
 from mpcluster.scheduling.accepting import Accepting
+from mpcluster.scheduling.door import Door
+from mpcluster.scheduling.patience import Patience
+from mpcluster.scheduling.taker import Connection, Taker
 
 #: Does a server tell when it has closed a connection?
 TELLS = "TELLS" in os.environ
@@ -92,11 +95,32 @@ SERVERS = {"threads": threads, "blocking": blocking, "asyncio": in_asyncio, "tls
 
 def count_calls() -> None:
     """Count what wakes the accepting policy."""
-    for name in ("_on_clients", "_on_words", "_tick", "_rest"):
-        setattr(Accepting, name, counted(name, getattr(Accepting, name)))
+    for owner, name in (
+        (Accepting, "_on_clients"),
+        (Accepting, "_on_words"),
+        (Patience, "_look"),
+        (Door, "_rest"),
+    ):
+        setattr(owner, name, counted(name, getattr(owner, name)))
 
 
 calls = 0
+
+#: By worker: the ports of the clients of whom it has said that its program has accepted them.
+acknowledged: dict[int, list[int]] = {}
+
+
+def note_acknowledgements() -> None:
+    """As the master hears them, so whatever becomes of the worker."""
+    accepted = Taker.accepted
+
+    def noting(self: Taker, number: int, *, counted: bool) -> Connection | None:
+        connection = accepted(self, number, counted=counted)
+        if connection is not None:
+            acknowledged.setdefault(self.route[-1], []).append(connection.peer[1])
+        return connection
+
+    Taker.accepted = noting
 
 
 def counted(name: str, method):
@@ -121,10 +145,16 @@ def count() -> None:
         "count",
         calls=calls,
         pending=len(policy()._timers),
+        passed=sum(len(taker.passed) for taker in policy()._takers),
         descriptors=len(os.listdir("/proc/self/fd")),
     )
 
 
+def tell_acknowledged() -> None:
+    say("acknowledged", ports={pids[worker]: ports for worker, ports in acknowledged.items()})
+
+
+pids: dict[int, int] = {}
 spare: list[int] = []
 limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -150,10 +180,12 @@ def main() -> None:
     server, workers, settings = sys.argv[1:]
     cluster.setup(**json.loads(settings))
     count_calls()
+    note_acknowledgements()
     replacing = set()
 
     @cluster.on("listening")
     def listening(worker, address) -> None:
+        pids[worker.id] = worker.pid
         say("listening", pid=worker.pid, port=address.port)
 
     @cluster.on("message")
@@ -176,7 +208,13 @@ def main() -> None:
                 cluster.fork(SERVERS[server])
                 worker.disconnect()
 
-    orders = {"count": count, "exhaust": exhaust, "relieve": relieve, "replace": replace}
+    orders = {
+        "acknowledged": tell_acknowledged,
+        "count": count,
+        "exhaust": exhaust,
+        "relieve": relieve,
+        "replace": replace,
+    }
     with open(0, "rb", buffering=0, closefd=False) as lines:
         for line in lines:
             verb, *words = line.decode().split()
