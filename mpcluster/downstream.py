@@ -7,7 +7,8 @@ then :mod:`mpcluster.life` holds the bare descriptor.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from mpcluster import family, messages, watcher
 from mpcluster.address import Address
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Downstream"]
 
+_USER: Final = Kind.USER
+
 
 class Downstream:
     """What is said between a worker and its parent.
@@ -34,11 +37,19 @@ class Downstream:
         process: The worker.
         fd: This side's end of the line; taken over.
         label: Who is at the other end.
+        emit: Told of an event of this worker.
         settings: Those that the worker was forked with.
     """
 
     def __init__(
-        self, life: Life, process: ClusterProcess, fd: int, label: str, settings: Settings
+        self,
+        life: Life,
+        process: ClusterProcess,
+        fd: int,
+        *,
+        label: str,
+        emit: Callable[..., object],
+        settings: Settings,
     ) -> None:
         self.channel = Channel(
             fd, label=label, limit=settings.channel_limit, send_timeout=settings.send_timeout
@@ -48,6 +59,7 @@ class Downstream:
         self.channel.must_not_wait = watcher.in_thread
         self._life = life
         self._process = process
+        self._emit = emit
         # What has come and is not yet told. A callback may close this worker's process,
         # which tells the rest and the end within: order holds for it too.
         self._arrived: deque[Received] = deque()
@@ -90,9 +102,14 @@ class Downstream:
             report(f"the {self.channel} failed; it is closed", error, self._process)
             self._life.lose_channel()
             return False
-        self._arrived += batch
-        while self._arrived:
-            self._handle(self._arrived.popleft())
+        arrived = self._arrived
+        arrived += batch
+        while arrived:
+            received = arrived.popleft()
+            if received.kind is _USER and received.error is None:
+                self._emit("message", received.message, weight=received.size)
+            else:
+                self._handle(received)
         if self.channel.eof:
             self._life.lose_channel()
         return bool(batch)
@@ -108,8 +125,6 @@ class Downstream:
         message = received.message
         if received.error is not None:
             report(f"a message of {self.channel.label}", received.error, self._process)
-        elif received.kind is Kind.USER:
-            self._life.emit("message", message, weight=received.size)
         else:
             try:
                 self._follow(message)

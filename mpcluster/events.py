@@ -147,6 +147,8 @@ class Emitter:
         ready = self._ready.get(event)
         if ready is not None:
             return ready
+        if event not in self._subscriptions:
+            return ()
         with self._lock:
             present = self._subscriptions.get(event, ())
             self._replace(event, tuple(s for s in present if not s.once))
@@ -191,11 +193,12 @@ class KeptEvents:
         self._most_weight = weight
         self._weight = 0
         self._numbers = itertools.count()
-        self._entries: OrderedDict[int, _Kept] = OrderedDict()
+        #: What is kept, by number, in order; to look whether there is anything.
+        self.entries: OrderedDict[int, _Kept] = OrderedDict()
         self._places: dict[Hashable, dict[str, deque[int]]] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} entries={len(self)} bytes={self._weight}>"
@@ -221,17 +224,17 @@ class KeptEvents:
         """
         holder: Callable[[], Any] = weakref.ref(owner) if weakly else lambda: owner
         number = next(self._numbers)
-        self._entries[number] = _Kept(key, holder, event, args, weight)
+        self.entries[number] = _Kept(key, holder, event, args, weight)
         self._places.setdefault(key, {}).setdefault(event, deque()).append(number)
         self._weight += weight
         dropped = False
         while len(self) > self._most or (self._weight > self._most_weight and len(self) > 1):
-            self._remove(*next(iter(self._entries.items())))
+            self._remove(*next(iter(self.entries.items())))
             dropped = True
         return not dropped
 
     def _remove(self, number: int, entry: _Kept) -> None:
-        del self._entries[number]
+        del self.entries[number]
         self._weight -= entry.weight
         events = self._places[entry.key]
         events[entry.event].remove(number)  # nearly always the first there
@@ -259,11 +262,11 @@ class KeptEvents:
             ``(worker, event, args)`` in the order in which they came.
         """
         if key is None:
-            numbers = list(self._entries)
+            numbers = list(self.entries)
         else:
             numbers = sorted(itertools.chain(*self._places.get(key, {}).values()))
         for number in numbers:
-            entry = self._entries.get(number)
+            entry = self.entries.get(number)
             if entry is None:
                 continue  # a callback in between has led to its being taken, or dropped
             owner = entry.owner()
@@ -277,4 +280,4 @@ class KeptEvents:
         for event in self.events(key):
             if event != but:
                 for number in tuple(self._places[key][event]):
-                    self._remove(number, self._entries[number])
+                    self._remove(number, self.entries[number])

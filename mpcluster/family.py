@@ -45,6 +45,9 @@ FORK_PATIENCE: Final = 1.0
 SLICE: Final = 0.5
 
 
+_EXPECTED: Final = (EndingError,)
+
+
 class Upward:
     """What the cluster layer does about a worker; its own subclass takes the place of this.
 
@@ -135,9 +138,8 @@ class Family:
         """
         if self._silent:
             return
-        if not len(self._kept) and self.hears(worker, event):
-            self._deliver(worker, event, args)  # as nearly all
-            return
+        if not self._kept.entries and self._deliver(worker, event, args):
+            return  # as nearly all
         key = worker.id
         if not self.hears(worker, event):
             kept = self._kept.keep(
@@ -153,16 +155,21 @@ class Family:
             self._hand_over(key)  # its subscriber is as new as this event
         self._deliver(worker, event, args)
 
-    def _deliver(self, worker: ClusterProcess, event: str, args: tuple[object, ...]) -> None:
-        for callback in worker.emitter.take(event):
-            call(callback, *args, expected=(EndingError,))
-        for callback in self.emitter.take(event):
-            call(callback, worker, *args, expected=(EndingError,))
+    def _deliver(self, worker: ClusterProcess, event: str, args: tuple[object, ...]) -> bool:
+        """Call those who hear it; was there anybody?"""
+        its_own, everybodys = worker.emitter.take(event), self.emitter.take(event)
+        for callback in its_own:
+            call(callback, *args, expected=_EXPECTED)
+        for callback in everybodys:
+            call(callback, worker, *args, expected=_EXPECTED)
+        if not (its_own or everybodys):
+            return False
         if event == "death":
             # Told to the end. But what it has said is its work, and nobody has heard it.
             self._kept.forget(worker.id, but="message")
             if self._kept.events(worker.id):
                 self._keep_of_the_dead(worker.id)
+        return True
 
     def hears(self, worker: ClusterProcess, event: str) -> bool:
         """Has anybody a callback for this event of this worker? Any thread."""

@@ -142,13 +142,25 @@ class Inbox:
     def _cut(self) -> int:
         """Cut all whole frames out of the buffer; their size in bytes."""
         cut = 0
-        buffer = memoryview(self._buffer)
-        loads = pickle.loads
-        while self._end - self._begin >= HEADER.size:
-            kind, length, shape = wire.parse(self._buffer, self._begin)
-            begin = self._begin + HEADER.size
+        shape: Shape | None
+        data, last, whole = self._buffer, self._end, self._whole
+        buffer = memoryview(data)
+        # Nearly every frame is one small pickle, and this loop is what it costs to receive:
+        # so what it needs is at hand, and the usual header is read without a call.
+        loads, read_plain, plain_kind, size = (
+            pickle.loads,
+            wire.read_plain,
+            wire.PLAIN_KINDS.get,
+            HEADER.size,
+        )
+        while last - self._begin >= size:
+            beginning, length = read_plain(data, self._begin)
+            kind, shape = plain_kind(beginning), None
+            if kind is None or not length:
+                kind, length, shape = wire.parse(data, self._begin)
+            begin = self._begin + size
             end = begin + length
-            if end > self._end:
+            if end > last:
                 self._needed = end - self._begin
                 return cut
             self._begin = end
@@ -164,7 +176,7 @@ class Inbox:
                 except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's __setstate__
                     self._failed(kind, length, error)
                 else:
-                    self._whole.append(_received(Received, (kind, message, length, None)))
+                    whole.append(_received(Received, (kind, message, length, None)))
         self._needed = HEADER.size
         if self._lots and self._begin == self._end:
             raise MalformedFrame("descriptors came that belong to no frame")

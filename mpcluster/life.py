@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import _socket  # the bare calls, where gevent has replaced the module's
 import errno
+import functools
 import os
 import signal
 import threading
@@ -167,7 +168,15 @@ class Life:
                 label = f"worker {self._number} (pid {self._popen.pid})"
                 if self._fd < 0:
                     raise ChannelClosedError(errno.EPIPE, f"the channel to {label} is closed")
-                self._downstream = Downstream(self, self._process, self._fd, label, self._settings)
+                emit = functools.partial(self._family.emit, self._process)
+                self._downstream = Downstream(
+                    self,
+                    self._process,
+                    self._fd,
+                    label=label,
+                    emit=emit,
+                    settings=self._settings,
+                )
                 self.listen()
             return self._downstream
 

@@ -29,6 +29,7 @@ __all__ = [
     "DESCRIPTORS_A_CALL",
     "HEADER",
     "MAX_DESCRIPTORS",
+    "PLAIN_KINDS",
     "Kind",
     "MalformedFrame",
     "Received",
@@ -39,6 +40,7 @@ __all__ = [
     "memory_frame",
     "parse",
     "plain_header",
+    "read_plain",
     "table",
     "untable",
 ]
@@ -102,10 +104,13 @@ _KINDS: Final = {int(kind): kind for kind in Kind}
 
 # Nearly every frame is one small pickle: its header is a constant, and a length.
 _PLAIN: Final = struct.Struct("=12sQ")
-_PLAIN_KINDS: Final = {
+#: ``read_plain(data, at)``: how a header begins, and the bytes of its body.
+read_plain: Final = _PLAIN.unpack_from
+#: By its beginning, whose frame a header is whose body is one pickle.
+PLAIN_KINDS: Final = {
     HEADER.pack(_MAGIC, kind, _INLINE, 0, 0, 0)[:12]: kind for kind in (Kind.USER, Kind.CONTROL)
 }
-_PLAIN_USER, _PLAIN_CONTROL = _PLAIN_KINDS
+_PLAIN_USER, _PLAIN_CONTROL = PLAIN_KINDS
 _USER: Final = Kind.USER
 _pack_plain: Final = _PLAIN.pack
 
@@ -141,8 +146,8 @@ def parse(data: bytearray, at: int) -> tuple[Kind, int, Shape | None]:
     Raises:
         MalformedFrame: A peer of ours does not write such a thing.
     """
-    beginning, body = _PLAIN.unpack_from(data, at)
-    plain = _PLAIN_KINDS.get(beginning)
+    beginning, body = read_plain(data, at)
+    plain = PLAIN_KINDS.get(beginning)
     if plain is not None and body:
         return plain, body, None
     magic, number, where, descriptors, buffers, body = HEADER.unpack_from(data, at)
