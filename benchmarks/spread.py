@@ -1,6 +1,6 @@
 """How evenly does each policy spread connections, and what does a killed worker take with it?
 
-    python benchmarks/spread.py [--rounds 3] [--kills 4]
+    python benchmarks/spread.py [--rounds 3] [--kills 4] [--policies ...] [--servers ...]
 
 Four workers run one and the same server, which answers each connection with its process id
 and closes it when the client does. A hundred connections come as a *burst* (all at once, all
@@ -208,6 +208,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -216,8 +218,8 @@ def main() -> None:
         return
     print("| server | policy | burst | paced | busy | lost a kill |")
     print("|---|---|---|---|---|---|")
-    for server in SERVERS:
-        for policy in POLICIES:
+    for server in arguments.servers:
+        for policy in arguments.policies:
             shares = [spread(policy, server, way, arguments.rounds) for way in WAYS]
             a_kill, _ = asyncio.run(lost(policy, server, arguments.kills))
             cells = [f"{most:.0f} … {least:.0f} %" for most, least in shares]

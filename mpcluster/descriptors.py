@@ -90,7 +90,9 @@ def own(descriptor: Descriptor) -> None:
         raise ValueError(f"cannot own {descriptor!r}: it is closed")
     reference = None if isinstance(descriptor, int) else weakref.ref(descriptor)
     with opening():
-        if reference is not None or number not in _table:
+        listed = _table.get(number)
+        stale = listed is not None and _number(listed()) != number  # closed without a word
+        if reference is not None or stale or number not in _table:
             _table[number] = reference
 
 

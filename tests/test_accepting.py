@@ -411,6 +411,24 @@ def test_one_that_let_them_lie_is_avoided_and_after_a_while_tried_again(table: T
     assert stopped.has_one
 
 
+def test_one_that_fails_again_is_avoided_for_longer(single: Table) -> None:
+    stopped, other = single.worker(), single.worker()
+    for times in range(6):
+        single.connect(1 if times else 2)
+        if not times:
+            other.accept()
+        for _ in range(2):
+            assert stopped.has_one
+            single.wind(TICK)
+        assert not stopped.has_one
+        other.accept()
+        for _ in range(min(AVOIDED, 2**times)):
+            single.connect()
+            assert not stopped.has_one
+            other.accept()
+            single.wind(TICK)
+
+
 def test_one_that_let_them_lie_is_better_than_nobody(single: Table) -> None:
     stopped, other = single.worker(), single.worker()
     single.connect()

@@ -173,6 +173,20 @@ def test_an_object_that_was_collected_costs_no_stranger_its_descriptor():
         other.close()
 
 
+def test_a_bare_number_is_owned_whatever_was_closed_under_it_without_a_word():
+    gone = socket.socket()
+    number = gone.fileno()
+    descriptors.own(gone)
+    gone.close()
+    made = os.open(os.devnull, os.O_RDONLY)
+    if made != number:
+        os.dup2(made, number)
+        os.close(made)
+    descriptors.own(number)
+    assert number in descriptors.owned()
+    descriptors.close(number)
+
+
 def test_close_disowns(pair):
     descriptors.own(pair[0])
     number = pair[0].fileno()

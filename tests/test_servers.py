@@ -60,19 +60,21 @@ def need(script: str) -> None:
 KINDS = ["http_server", "accept_loop", "asyncio_streams", "uvicorn_uvloop", "gevent_wsgi"]
 
 
-def each(scripts: Iterable[str], policies: str, *, passed: Iterable[str]) -> pytest.MarkDecorator:
+def each(
+    scripts: Iterable[str], policies: str, *, auto: Iterable[str], passed: Iterable[str]
+) -> pytest.MarkDecorator:
     """Each script with each policy; in the quick round few.
 
-    There each is as it is by default, which is ``shared`` for some and ``slots`` for others,
-    and those in ``passed`` have ``round_robin``, too.
+    There the scripts of ``auto`` are as they are by default, which is ``shared`` for some and
+    ``slots`` for others, and those of ``passed`` have ``round_robin``.
     """
-    quick = [(one, "auto") for one in scripts] + [(one, "round_robin") for one in passed]
+    quick = [(one, "auto") for one in auto] + [(one, "round_robin") for one in passed]
     rest = [one for one in itertools.product(scripts, policies.split()) if one not in quick]
     slow = [pytest.param(*one, marks=pytest.mark.slow) for one in rest]
     return pytest.mark.parametrize(("script", "policy"), [*quick, *slow])
 
 
-@each(SERVERS, "shared slots round_robin least_connections", passed=KINDS)
+@each(SERVERS, "shared slots round_robin least_connections", auto=SERVERS, passed=KINDS)
 def test_two_workers_serve_one_port_and_one_that_is_killed_is_replaced(
     script: str, policy: str
 ) -> None:
@@ -176,7 +178,7 @@ async def kill_under_load(script: str, policy: str, *, clients: int) -> Load:
     return load
 
 
-@each(SERVERS, "shared slots round_robin", passed=["http_server", "asyncio_streams"])
+@each(SERVERS, "shared slots round_robin", auto=KINDS, passed=["http_server", "asyncio_streams"])
 def test_a_kill_under_load_loses_at_most_what_the_dead_worker_had_accepted(
     script: str, policy: str
 ) -> None:
@@ -187,14 +189,20 @@ def test_a_kill_under_load_loses_at_most_what_the_dead_worker_had_accepted(
     assert len(load.lost) <= 2 * 6
 
 
-@each(SERVERS, "shared slots round_robin", passed=["http_server", "asyncio_streams"])
+# The polite ones have new connections below, too.
+@each(
+    SERVERS,
+    "shared slots round_robin",
+    auto=[one for one in SERVERS if one not in POLITE],
+    passed=["asyncio_streams"],
+)
 def test_a_drain_under_load_loses_no_request(script: str, policy: str) -> None:
     need(script)
     load = asyncio.run(drain_under_load(script, policy, new=6, kept=0))
     assert load.lost == []
 
 
-@each(POLITE, "shared slots round_robin", passed=["http_server", "aiohttp_app"])
+@each(POLITE, "shared slots round_robin", auto=POLITE, passed=["http_server"])
 def test_a_drain_under_load_cuts_no_kept_connection(script: str, policy: str) -> None:
     need(script)
     load = asyncio.run(drain_under_load(script, policy, new=2, kept=4))

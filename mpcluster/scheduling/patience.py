@@ -4,8 +4,9 @@ A worker that is stopped, or busy with a long request in the thread that accepts
 those that it was passed. So as long as somebody might, the master looks every :data:`TICK`
 seconds; a connection that lay there at two looks makes its worker *slow*. From one that is slow
 it is taken back as soon as another is free, and it is passed nothing more while others are,
-until after :data:`AVOIDED` looks it is tried again. One that is *short* of descriptors is passed
-nothing at all for :data:`RECOVERY` seconds.
+until after a few looks it is tried again.
+
+One that is *short* of descriptors is passed nothing at all for :data:`RECOVERY` seconds.
 
 Decides only; who takes back is :mod:`~mpcluster.scheduling.accepting`.
 """
@@ -25,7 +26,8 @@ __all__ = ["AVOIDED", "RECOVERY", "TICK", "Patience"]
 #: Seconds between two looks at who lets a connection lie; it has, if it lay there twice.
 TICK: Final = 0.1
 
-#: Looks until one that did is tried again.
+#: Looks until one that did is tried again, at most: at first it is 1, and twice as many each time
+#: that it fails. Where all processors are busy, any worker may be late once.
 AVOIDED: Final = 10
 
 #: Seconds until a worker that had no descriptor left is passed a connection again.
@@ -60,7 +62,8 @@ class Patience:
                 if others <= len(waiting):
                     return  # to whom could it go?
                 yield taker
-                taker.avoided = AVOIDED
+                taker.avoided = min(AVOIDED, 2**taker.failed)
+                taker.failed += 1
                 self.look_soon()
 
     def let_be(self, taker: Taker) -> None:

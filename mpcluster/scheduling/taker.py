@@ -64,6 +64,7 @@ class Taker:
     draining: bool = False
     short: bool = False  # its process had no descriptor left, a moment ago
     slow: bool = False  # it has let a connection lie, while it could have gone to another
+    failed: int = 0  # how many times since it has last accepted one
     avoided: int = 0  # looks until it is tried again after that
     seen: int | None = None  # the number of the connection that lay there at the last look
 
@@ -96,7 +97,7 @@ class Taker:
 
     def accepted(self, number: int, *, counted: bool) -> Connection | None:
         """Its program has accepted what it was passed under that number; what that was."""
-        self.slow = False
+        self.slow, self.failed = False, 0
         connection = self.passed.pop(number, None)
         if connection is not None and counted:
             self.open += 1
