@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 
 from mpcluster import scheduling
-from mpcluster.scheduling import accepting
 from mpcluster.scheduling.ip_hash import IpHash, slot_of
 from mpcluster.scheduling.round_robin import RoundRobin
 from tests.dealing import Table, Worker, served_by
