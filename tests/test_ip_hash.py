@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from mpcluster import scheduling
-from mpcluster.scheduling import accepting
+from mpcluster.scheduling import waiting
 from mpcluster.scheduling.ip_hash import IpHash, slot_of
 from mpcluster.scheduling.round_robin import RoundRobin
 from tests.dealing import Table, Worker, served_by
@@ -141,7 +141,7 @@ def test_those_that_wait_for_a_worker_move_when_it_dies(table: Table) -> None:
 
 
 def test_those_that_wait_are_bounded(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accepting, "MOST_WAITING", 8)
+    monkeypatch.setattr(waiting, "MOST_WAITING", 8)
     table.worker()
     table.connect(20)
     assert not table.watches_listener

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -69,3 +70,20 @@ def test_several_ends_may_be_told_at_once(table: Table) -> None:
     give(table, 6)
     first.say(line.ENDED, 3)
     assert give(table, 3) == [first] * 3
+
+
+def test_what_was_said_before_a_client_came_counts_whichever_the_kernel_tells_first(
+    table: Table,
+) -> None:
+    first, second = table.worker(), table.worker()
+    give(table, 2)
+    line.say(first.end, line.ENDED, 1)
+    client = socket.create_connection(table.address)
+    table.clients.append(client)
+    table.watch.callbacks[table.listener.fileno()](0)
+    assert (first.has_one, second.has_one) == (True, False)
+    line.say(first.end, line.COUNTED, first.take())
+    table.clients.append(socket.create_connection(table.address))
+    line.say(first.end, line.ENDED, 1)
+    table.watch.callbacks[table.listener.fileno()](0)
+    assert (first.has_one, second.has_one) == (True, False)

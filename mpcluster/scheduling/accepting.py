@@ -45,9 +45,6 @@ _log = logging.getLogger("mpcluster")
 #: Connections that are accepted, and words of a worker that are heard, in one round.
 AT_ONCE: Final = 32
 
-#: Connections of a sticky policy that may wait for busy workers; each costs a descriptor.
-MOST_WAITING: Final = 128
-
 
 class Accepting(Policy):
     """Accepts in the master, and passes each connection to the worker of :meth:`pick`.
@@ -187,7 +184,10 @@ class Accepting(Policy):
         self._door.tend(wanted=self._may_accept())
 
     def _on_clients(self) -> None:
-        """Clients wait in the kernel's queue."""
+        """Clients wait in the kernel's queue; what was said before they came is heard first."""
+        for taker in self._takers:
+            if taker.passed or self.counts:
+                self._listen_to(taker)
         for _ in range(AT_ONCE):
             connection = self._door.accept() if self._may_accept() else None
             if connection is None:
@@ -200,15 +200,18 @@ class Accepting(Policy):
         if self._closed or self._door.resting or self._waiting:
             return False
         if self.sticky:
-            return self._waiting.held < MOST_WAITING and bool(self._takers.taking())
+            return self._waiting.has_room and bool(self._takers.taking())
         return bool(self._takers.ready())
 
     def _pass_on(self) -> None:
         if self._door.resting:
             return
         if self.sticky:
-            self._sort()
-            for taker in self._takers:
+            takers = self._takers.taking()
+            while takers and self._waiting:
+                taker = self._picked(self._waiting.first.peer, takers)
+                taker.queue.append(self._waiting.take())
+            for taker in takers:
                 while taker.queue and taker.is_free and self._pass(taker, taker.queue[0]):
                     taker.queue.popleft()
             return
@@ -216,13 +219,6 @@ class Accepting(Policy):
             connection = self._waiting.first
             if self._pass(self._picked(connection.peer, ready), connection):
                 self._waiting.take()
-
-    def _sort(self) -> None:
-        """Of a sticky policy: put each connection into the queue of the worker it belongs to."""
-        takers = self._takers.taking()
-        while takers and self._waiting:
-            taker = self._picked(self._waiting.first.peer, takers)
-            taker.queue.append(self._waiting.take())
 
     def _picked(self, peer: object, takers: list[Taker]) -> Taker:
         try:
@@ -251,10 +247,13 @@ class Accepting(Policy):
     # -- what workers say ------------------------------------------------------------------
 
     def _on_words(self, taker: Taker) -> None:
+        self._listen_to(taker)
+        self._deal()
+
+    def _listen_to(self, taker: Taker) -> None:
         for _ in range(AT_ONCE):
             if not self._hear(taker):
                 break
-        self._deal()
 
     def _hear(self, taker: Taker) -> bool:
         """One word of a worker; was there any?"""

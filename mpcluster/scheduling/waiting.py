@@ -7,12 +7,16 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
 
 from mpcluster import descriptors
 from mpcluster.scheduling.taker import Connection, Taker
 from mpcluster.scheduling.takers import Takers
 
-__all__ = ["Waiting"]
+__all__ = ["MOST_WAITING", "Waiting"]
+
+#: That may wait for busy workers of a sticky policy; each costs the master a descriptor.
+MOST_WAITING: Final = 128
 
 
 class Waiting:
@@ -33,6 +37,11 @@ class Waiting:
     def held(self) -> int:
         """How many the master holds, whomever they belong to."""
         return len(self) + sum(len(taker.queue) for taker in self._takers)
+
+    @property
+    def has_room(self) -> bool:
+        """May a sticky policy accept one more?"""
+        return self.held < MOST_WAITING
 
     def add(self, connection: Connection) -> None:
         """A new one: the last."""
