@@ -9,7 +9,8 @@ The layers, lowest first; each imports only what stands above it in this list::
                 sharing, drain                    and how a worker comes by them
     processes   forking, leash, popen, family,    a worker, from both sides
                 upstream, leaving, workerside, life, process, mainprogram, context
-    cluster     ending, registrar, cluster                   what a program calls
+    cluster     ending, registrar, recruiting,      what a program calls
+                supervision, cluster
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if not _sys.platform.startswith("linux"):
     raise ImportError(f"mpcluster runs on Linux (5.4 or later), and this is {_sys.platform}")
 
 from collections.abc import Callable as _Callable
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
@@ -37,8 +39,10 @@ from mpcluster.cluster import (
     off,
     on,
     once,
+    ready,
     send,
     setup,
+    supervise,
 )
 from mpcluster.configuration import Settings
 from mpcluster.context import get_context
@@ -48,7 +52,9 @@ from mpcluster.errors import (
     ClusterError,
     EngineUnavailableError,
     NotMasterError,
+    ReloadAbortedError,
     SerializationError,
+    SupervisionError,
     TaskCancelledError,
     TaskTimeoutError,
     WorkerDiedError,
@@ -65,8 +71,14 @@ __all__ = [
     "ClusterProcess",
     "EngineUnavailableError",
     "NotMasterError",
+    "ReloadAbortedError",
+    "Rules",
     "SerializationError",
     "Settings",
+    "SlotState",
+    "SlotStatus",
+    "SupervisionError",
+    "Supervisor",
     "TaskCancelledError",
     "TaskTimeoutError",
     "Worker",
@@ -83,14 +95,18 @@ __all__ = [
     "off",
     "on",
     "once",
+    "ready",
     "send",
     "settings",
     "setup",
+    "supervise",
     "worker",
     "workers",
 ]
 
 if _TYPE_CHECKING:
+    from mpcluster.supervision import Rules, SlotState, SlotStatus, Supervisor
+
     is_master: bool
     is_worker: bool
     worker: Worker | None
@@ -109,9 +125,13 @@ _LIVE: dict[str, _Callable[[], _Any]] = {
     "settings": lambda: _family.current().settings,
 }
 
+# Imported at the first use: who does not use them is not to wait for them.
+_LATER = dict.fromkeys(("Rules", "SlotState", "SlotStatus", "Supervisor"), "supervision")
+
 
 def __getattr__(name: str) -> _Any:
-    try:
+    if name in _LIVE:
         return _LIVE[name]()
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if name in _LATER:
+        return getattr(_import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,8 @@
     ├── WorkerDiedError          it broke: a worker is gone          (BrokenExecutor)
     ├── TaskTimeoutError         a task overran its limit            (TimeoutError)
     ├── TaskCancelledError       a task was taken back               (CancelledError)
+    ├── SupervisionError         it broke: no worker stays alive
+    │   └── ReloadAbortedError   a replacement did not get ready
     └── EngineUnavailableError   an optional part is not installed   (ImportError)
 
 Each also derives from the built-in error that existing code already catches.
@@ -29,7 +31,9 @@ __all__ = [
     "ClusterError",
     "EngineUnavailableError",
     "NotMasterError",
+    "ReloadAbortedError",
     "SerializationError",
+    "SupervisionError",
     "TaskCancelledError",
     "TaskTimeoutError",
     "WorkerDiedError",
@@ -103,6 +107,14 @@ class TaskTimeoutError(ClusterError, TimeoutError):
 
 class TaskCancelledError(ClusterError, concurrent.futures.CancelledError):
     """A task was cancelled before it had a result."""
+
+
+class SupervisionError(ClusterError):
+    """A supervisor has given up: its workers end as soon as they begin."""
+
+
+class ReloadAbortedError(SupervisionError):
+    """A reload was given up; the workers that it had not replaced serve on."""
 
 
 class EngineUnavailableError(ClusterError, ImportError):

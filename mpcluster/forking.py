@@ -56,6 +56,8 @@ def fork(keep: tuple[int, ...] = ()) -> int:
     # came before would be forgotten with them, and who sent it would wait for ever.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
     held = interpreter.hold_logging()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    main_state = None if in_main_thread else interpreter.find_main_state()
     pid = -1
     try:
         with descriptors.keep(*keep):
@@ -65,6 +67,7 @@ def fork(keep: tuple[int, ...] = ()) -> int:
         if pid:  # not in the child: there, logging has made its locks anew
             interpreter.let_go_of_logging(held)
         else:
+            interpreter.take_signals(main_state)
             interpreter.leave_event_loop()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

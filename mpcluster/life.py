@@ -256,13 +256,23 @@ class Life:
             self._emit("listening", Address.of(message.family, message.sockname))
         elif isinstance(message, messages.Leaving):
             self.ask_to_leave(None)
+        elif isinstance(message, messages.Ready):
+            self._tell_overseer("ready")
+        elif isinstance(message, messages.Pong):
+            self._tell_overseer("pong", message.number)
+        elif isinstance(message, messages.Spent):
+            self._tell_overseer("spent", message.tasks)
         elif isinstance(message, messages.Request | messages.Release | messages.Gone):
             family.upward.answer(self._process, message)
         else:
             logger.warning("unknown control message of %s: %r", self.channel.label, message)
 
-    def reply(self, message: messages.Reply) -> None:
-        """Answer a request of this worker; one that is gone needs none."""
+    def _tell_overseer(self, event: str, *args: object) -> None:
+        if self._process.overseer is not None:
+            self._process.overseer(self._process, event, *args)
+
+    def order(self, message: messages.Reply | messages.Ping) -> None:
+        """Answer or ask this worker; one that is gone needs none."""
         try:
             self.channel.send(message, Kind.CONTROL, may_wait=False)
         except ChannelClosedError:

@@ -77,6 +77,10 @@ class ClusterProcess(context.ForkProcess):
         self._life: Life | None = None
         self._family = family.current()
         self._settings = self._family.settings
+        #: Its supervisor hears of everything first: ``overseer(worker, event, *args)``, in the
+        #: watcher's thread. Its place there goes with it into the child.
+        self.overseer: Callable[..., object] | None = None
+        self.post: workerside.Post | None = None
         #: Made by ``fork()``: its events are kept even if the program keeps no object.
         self.is_forked = False
         self.emitter = Emitter(family.WORKER_EVENTS, _subscription_to(self))
@@ -164,7 +168,7 @@ class ClusterProcess(context.ForkProcess):
         """First of all in the child: become a worker."""
         leash.wear()
         assert self._id is not None
-        myself = workerside.enter(self._id, connection, self._settings)
+        myself = workerside.enter(self._id, connection, self._settings, self.post)
         # What `_bootstrap` will call, a subclass's too.
         self.run = functools.partial(myself.run_program, self.run)  # type: ignore[method-assign]
         myself.begin()
@@ -176,6 +180,7 @@ class ClusterProcess(context.ForkProcess):
         if self._share_ports:
             sharing.install(myself.request, myself.tell)
             drain.install()
+        if self._share_ports or self.post is not None:
             myself.attend()
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
@@ -246,7 +251,12 @@ class ClusterProcess(context.ForkProcess):
     def reply(self, message: messages.Reply) -> None:
         """Answer a request of this worker. For the layer above, in the watcher's thread."""
         if self._life is not None:
-            self._life.reply(message)
+            self._life.order(message)
+
+    def ping(self, number: int) -> None:
+        """Ask for a sign of life. For the layer above, in the watcher's thread."""
+        if self._life is not None:
+            self._life.order(messages.Ping(number))
 
     def _own_life(self, verb: str) -> Life:
         self._check_closed()

@@ -27,7 +27,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import Future
+from typing import Final, TypeVar
 
 from mpcluster import descriptors
 from mpcluster.events import report
@@ -40,6 +41,8 @@ LINGER: Final = 1.0
 
 #: Seconds of one wait: an epoll takes no infinite number, nor a year.
 LONGEST: Final = 3600.0
+
+T = TypeVar("T")
 
 THREAD_NAME: Final = "mpcluster-watcher"
 
@@ -146,6 +149,21 @@ class Watcher:
         """Call ``call()`` in the thread, after what is under way there."""
         self._calls.append(call)
         self._wake()
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """Call ``call()`` in the thread; return what it returns, or raise what it raises."""
+        if self.in_thread():
+            return call()
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001  # the caller's to raise
+                future.set_exception(error)
+
+        self.call_soon(run)
+        return future.result()
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
         """Call ``call()`` in the thread in ``seconds`` from now."""

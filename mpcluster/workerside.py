@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Final, TypeVar, overload
 
@@ -21,7 +22,7 @@ from mpcluster.leaving import Program
 from mpcluster.upstream import Upstream
 from mpcluster.wire import Kind, Received
 
-__all__ = ["EVENTS", "Worker", "current", "enter"]
+__all__ = ["EVENTS", "Post", "Worker", "current", "enter"]
 
 logger = logging.getLogger("mpcluster")
 
@@ -33,15 +34,44 @@ EVENTS: Final = ("message", "disconnect")
 PARENT_PATIENCE: Final = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A worker's place with its supervisor.
+
+    Args:
+        slot: The number of its slot.
+        max_tasks: Tasks that it may do; None for any number.
+        has_pulse: It will be asked for signs of life.
+    """
+
+    slot: int
+    max_tasks: float | None
+    has_pulse: bool
+
+
 class Worker:
     """This process, as a worker.
 
     Attributes:
         id: Its number in its parent's ``workers``.
+        slot: The number of its slot, which a worker that takes its place gets again; None
+            without a supervisor.
     """
 
-    def __init__(self, number: int, connection: Connection[Any, Any], settings: Settings) -> None:
+    def __init__(
+        self,
+        number: int,
+        connection: Connection[Any, Any],
+        settings: Settings,
+        post: Post | None = None,
+    ) -> None:
         self.id = number
+        self.slot = None if post is None else post.slot
+        self._post = post
+        # Guards the count, which any thread may raise. A signal handler may, too, so it is
+        # re-entrant. A forked child is no such worker.
+        self._counting = threading.RLock()
+        self._tasks = 0
         self._upstream = Upstream(connection, settings, self._handle)
         self._program = Program(self._upstream.flush, self.attend, settings.kill_timeout)
         self._emitter = Emitter(EVENTS, self._subscribed)
@@ -116,6 +146,25 @@ class Worker:
         watcher.current().call_later(PARENT_PATIENCE, self._leave)
         return self
 
+    def ready(self) -> None:
+        """Tell the supervisor that this worker is ready to work; without one, nothing."""
+        self._upstream.tell(messages.Ready())
+
+    def count(self, tasks: int = 1) -> None:
+        """Count tasks that are done; past its supervisor's ``max_tasks`` it is replaced.
+
+        Raises:
+            ValueError: ``tasks`` is negative.
+        """
+        if tasks < 0:
+            raise ValueError(f"tasks must be 0 or more, not {tasks!r}")
+        if self._post is None or self._post.max_tasks is None:
+            return
+        with self._counting:
+            before, self._tasks = self._tasks, self._tasks + tasks
+        if before < self._post.max_tasks <= before + tasks:
+            self._upstream.tell(messages.Spent(before + tasks))
+
     def kill(self) -> None:
         """Leave at once, with exit code 0 and counted as asked for; does not return."""
         self._upstream.tell(messages.Leaving())
@@ -125,6 +174,8 @@ class Worker:
 
     def begin(self) -> None:
         """In a new child: be there for the parent, and say so."""
+        if self._post is not None and self._post.has_pulse:
+            _show_stacks_on_abort()
         self._program.handle_sigurg()
         self._upstream.say_online()
 
@@ -174,8 +225,16 @@ class Worker:
             self._emit("message", received.message, weight=received.size)
         elif isinstance(received.message, messages.Disconnect):
             self._leave()
+        elif isinstance(received.message, messages.Ping):
+            self._probe(received.message.number)
         else:
             logger.warning("unknown control message of the master: %r", received.message)
+
+    def _probe(self, number: int) -> None:
+        answer = messages.Pong(number)
+        # From here again, as the main thread may be in the middle of a send of its own.
+        in_watcher = watcher.current().call_soon
+        self._program.probe(lambda: in_watcher(lambda: self._upstream.tell(answer)))
 
     def _leave(self) -> None:
         """Asked to go: let the program's own handler do it, or drain. Once."""
@@ -208,6 +267,17 @@ class Worker:
             call(callback, *args)
 
 
+def _show_stacks_on_abort() -> None:
+    """A hung worker is ended by SIGABRT: let it write to stderr where each thread stands."""
+    import faulthandler
+
+    if not faulthandler.is_enabled():
+        try:
+            faulthandler.enable()
+        except (AttributeError, OSError, RuntimeError, ValueError):
+            pass  # there is no stderr to write to
+
+
 _current: Worker | None = None
 
 
@@ -216,10 +286,12 @@ def current() -> Worker | None:
     return _current
 
 
-def enter(number: int, connection: Connection[Any, Any], settings: Settings) -> Worker:
+def enter(
+    number: int, connection: Connection[Any, Any], settings: Settings, post: Post | None
+) -> Worker:
     """In a new child, first of all: this process is worker ``number`` of its parent."""
     global _current
-    _current = Worker(number, connection, settings)
+    _current = Worker(number, connection, settings, post)
     return _current
 
 
