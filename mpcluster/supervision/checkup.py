@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from mpcluster import watcher
@@ -17,7 +18,7 @@ from mpcluster.logs import logger
 from mpcluster.process import ClusterProcess
 
 from . import usage
-from .fleet import Fleet
+from .fleet import Fleet, Member
 from .orders import Order
 from .pulse import Pulse
 from .rules import Rules
@@ -30,6 +31,16 @@ LOOK: Final = 5.0
 AGAIN: Final = 60.0
 #: Seconds that a hung worker has to write down where it hangs.
 LAST_WORDS: Final = 1.0
+
+
+@dataclass(slots=True)
+class _Limits:
+    """One worker's own, and what has come of them."""
+
+    age: float  # seconds
+    size: float  # bytes
+    tasks: int | None = None  # done, once they are as many as it may do
+    not_before: float = -math.inf  # monotonic seconds: the next try to replace it
 
 
 class Checkup:
@@ -54,12 +65,14 @@ class Checkup:
         self._processes = processes
         self._act = act
         self._pulse = None if rules.heartbeat is None else Pulse(rules.heartbeat)
-        self._limits: dict[int, tuple[float, float]] = {}  # worker id → seconds, bytes
+        self._limits: dict[int, _Limits] = {}  # by worker id
         self._timers: dict[Callable[[], list[Order]], watcher.Timer] = {}
 
     def begin(self) -> None:
         """Look from now on."""
-        if self._rules.max_age is not None or self._rules.max_memory is not None:
+        rules = self._rules
+        limits = (rules.max_age, rules.max_memory, rules.max_tasks)
+        if any(limit is not None for limit in limits):
             self._every(min(LOOK, self._rules.max_age or LOOK), self._look)
         if self._pulse is not None:
             self._every(self._pulse.interval, self._beat)
@@ -89,34 +102,41 @@ class Checkup:
     def add(self, key: int) -> None:
         """A worker that was just started."""
         age, size = self.differing(self._rules.max_age), self.differing(self._rules.max_memory)
-        self._limits[key] = math.inf if age is None else age, math.inf if size is None else size
+        self._limits[key] = _Limits(
+            math.inf if age is None else age, math.inf if size is None else size
+        )
 
     def forget(self, key: int) -> None:
         """One that is gone."""
         self._limits.pop(key, None)
 
-    def recycle(self, key: int, reason: str) -> list[Order]:
-        """Have a worker replaced, a new one ready first."""
-        found = self._fleet.recycle(key, reason)
+    def spent(self, key: int, tasks: int) -> list[Order]:
+        """A worker says that it has done as many tasks as it may; it says so once."""
+        if key in self._limits:
+            self._limits[key].tasks = tasks
+        return self.examine(key)
+
+    def examine(self, key: int) -> list[Order]:
+        """Have a worker replaced if it has reached a limit, a new one ready first.
+
+        One that cannot be replaced now (it is not ready yet, its slot is) is looked at again.
+        """
+        member, limits = self._fleet.members.get(key), self._limits.get(key)
+        now = time.monotonic()
+        if member is None or limits is None or now < limits.not_before:
+            return []
+        reason = _reached(member, limits, now)
+        found = None if reason is None else self._fleet.recycle(key, reason)
         if found is None:
             return []
-        logger().info("worker %d %s and is replaced", key, reason)
-        # Where no replacement gets ready, not at each look.
-        later = time.monotonic() - self._fleet.members[key].started + AGAIN
-        self._limits[key] = max(self._limits[key][0], later), self._limits[key][1]
+        logger().info("%s %s and is replaced", member.name, reason)
+        limits.not_before = now + AGAIN  # where no replacement gets ready, not at each look
         return found[1]
 
     def _look(self) -> list[Order]:
         orders: list[Order] = []
-        now = time.monotonic()
-        for key, member in list(self._fleet.members.items()):
-            age, size = self._limits[key]
-            if now - member.started >= age:
-                orders += self.recycle(key, f"is {now - member.started:.0f} s old")
-            elif size < math.inf and member.worker.pid is not None:
-                used = usage.memory(member.worker.pid)
-                if used is not None and used >= size:
-                    orders += self.recycle(key, f"uses {used / 1e6:.0f} MB of memory")
+        for key in list(self._fleet.members):
+            orders += self.examine(key)
         return orders
 
     # -- the heartbeat -----------------------------------------------------------------------
@@ -148,3 +168,16 @@ class Checkup:
         )
         process.kill(signal.SIGABRT)
         watcher.current().call_later(LAST_WORDS, process.kill)
+
+
+def _reached(member: Member, limits: _Limits, now: float) -> str | None:
+    """Which limit it has reached, as the log has it."""
+    if limits.tasks is not None:
+        return f"has done {limits.tasks} tasks"
+    if now - member.started >= limits.age:
+        return f"is {now - member.started:.0f} s old"
+    if limits.size < math.inf and member.worker.pid is not None:
+        used = usage.memory(member.worker.pid)
+        if used is not None and used >= limits.size:
+            return f"uses {used / 1e6:.0f} MB of memory"
+    return None

@@ -220,7 +220,7 @@ class Supervisor:
         if event == "pong":
             self._checkup.answered(key)
         elif event == "spent":
-            return self._checkup.recycle(key, f"has done {args[0]} tasks")
+            return self._checkup.spent(key, args[0])
         return []
 
     def _is_ready_by(self, event: str) -> bool:

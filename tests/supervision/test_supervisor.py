@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def supervise_fixture(relatives: Family) -> Iterator[Callable[..., Supervisor]]:
     yield supervise
     for supervisor in made:
         supervisor.stop()
+        supervisor.status()  # the watcher is past that: what is killed now was asked to leave
         for worker in list(relatives.workers.values()):
             worker.kill()
         try:
@@ -234,6 +236,51 @@ def test_past_its_tasks_a_worker_is_replaced(supervise: Callable[..., Supervisor
     first = pid_in(diary, 0)
     cluster.broadcast(9)
     cluster.broadcast(1)
+    pid_in(diary, 0, but=(first,))
+
+
+def test_one_that_has_done_its_tasks_before_it_is_ready_is_replaced_once_it_is(
+    supervise: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkup, "LOOK", 0.05)
+
+    def work() -> None:
+        assert cluster.worker is not None
+        cluster.on("message", lambda _: cluster.ready())
+        cluster.worker.count(10)
+        cluster.send((cluster.worker.slot, os.getpid()))
+        threading.Event().wait()
+
+    diary = diary_of_messages()
+    supervisor = supervise(work, 1, max_tasks=10, jitter=0)
+    first = pid_in(diary, 0)
+    assert supervisor.status()[0].state is SlotState.BOOTING
+    cluster.broadcast("go")
+    pid_in(diary, 0, but=(first,))
+
+
+def test_a_replacement_for_tasks_that_failed_is_tried_again(
+    supervise: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(checkup, "LOOK", 0.05)
+    monkeypatch.setattr(checkup, "AGAIN", 0.05)
+    broken = tmp_path / "broken"
+
+    def work() -> None:
+        if broken.exists():
+            raise SystemExit(7)
+        assert cluster.worker is not None
+        cluster.on("message", cluster.worker.count)
+        say_slot_and_stay()
+
+    diary, ended = diary_of_messages(), Diary()
+    cluster.on("death", lambda worker: ended.write(worker.exitcode))
+    supervise(work, 1, max_tasks=10, jitter=0)
+    first = pid_in(diary, 0)
+    broken.touch()
+    cluster.broadcast(10)
+    ended.until(7)
+    broken.unlink()
     pid_in(diary, 0, but=(first,))
 
 
