@@ -10,10 +10,11 @@ The layers, lowest first; each imports only what stands above it in this list::
     sockets     listeners, registry, scheduling,  the root master's shared listeners,
                 sharing, drain                    and how a worker comes by them
     processes   forking, leash, popen, family,    a worker, from both sides
-                upstream, hearing, leaving, workerside, downstream, life, process,
-                mainprogram, context
-    cluster     ending, registrar, cluster                   what a program calls
-    work        pool, joblib                                 tasks, on workers
+                upstream, hearing, leaving, workerside, post, downstream, life,
+                process, mainprogram, context
+    cluster     ending, registrar, recruiting,    what a program calls
+                supervision, cluster
+    work        pool, joblib                      tasks, on workers
     faces       testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
 """
 
@@ -42,8 +43,10 @@ from mpcluster.errors import (
     EngineUnavailableError,
     NotMasterError,
     PoolClosedError,
+    ReloadAbortedError,
     ResultTimeoutError,
     SerializationError,
+    SupervisionError,
     TaskTimeoutError,
 )
 from mpcluster.process import ClusterProcess
@@ -61,8 +64,10 @@ if _TYPE_CHECKING:
         off,
         on,
         once,
+        ready,
         send,
         setup,
+        supervise,
     )
     from mpcluster.errors import TaskCancelledError, WorkerDiedError
 
@@ -77,9 +82,15 @@ __all__ = [
     "EngineUnavailableError",
     "NotMasterError",
     "PoolClosedError",
+    "ReloadAbortedError",
     "ResultTimeoutError",
+    "Rules",
     "SerializationError",
     "Settings",
+    "SlotState",
+    "SlotStatus",
+    "SupervisionError",
+    "Supervisor",
     "TaskCancelledError",
     "TaskTimeoutError",
     "Worker",
@@ -96,9 +107,11 @@ __all__ = [
     "off",
     "on",
     "once",
+    "ready",
     "send",
     "settings",
     "setup",
+    "supervise",
     "worker",
     "workers",
 ]
@@ -106,6 +119,7 @@ __all__ = [
 if _TYPE_CHECKING:
     from mpcluster.pool.executor import ClusterExecutor
     from mpcluster.pool.pool import ClusterPool
+    from mpcluster.supervision import Rules, SlotState, SlotStatus, Supervisor
 
     is_master: bool
     is_worker: bool
@@ -126,7 +140,6 @@ _LIVE: dict[str, _Callable[[], _Any]] = {
     "settings": lambda: _family.current().settings,
 }
 
-
 # Imported when first asked for: all that is imported costs every fork, of a program that only
 # starts and joins processes too.
 _LATE: dict[str, str] = {
@@ -145,11 +158,14 @@ _LATE: dict[str, str] = {
             "off",
             "on",
             "once",
+            "ready",
             "send",
             "setup",
+            "supervise",
         ),
         "mpcluster.cluster",
     ),
+    **dict.fromkeys(("Rules", "SlotState", "SlotStatus", "Supervisor"), "mpcluster.supervision"),
 }
 
 _family.load_upward = lambda: _importlib.import_module("mpcluster.cluster")

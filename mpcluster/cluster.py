@@ -6,23 +6,21 @@ process: the family of workers, the worker's own side, the registry of listeners
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 # `drain` and `hearing` for the workers' sake: what is here they need not import.
 from mpcluster import (
     arguments,
     configuration,
     drain,  # noqa: F401
-    ending,
     family,
     hearing,  # noqa: F401
-    mainprogram,
     registrar,
     sharing,
     watcher,
@@ -31,11 +29,11 @@ from mpcluster import (
 from mpcluster.errors import (
     ChannelClosedError,
     ClusterError,
-    NotMasterError,
     SerializationError,
 )
 from mpcluster.events import Callback
 from mpcluster.process import ClusterProcess
+from mpcluster.recruiting import recruit, require_master
 from mpcluster.scheduling import check
 
 __all__ = [
@@ -47,9 +45,14 @@ __all__ = [
     "off",
     "on",
     "once",
+    "ready",
     "send",
     "setup",
+    "supervise",
 ]
+
+if TYPE_CHECKING:
+    from mpcluster.supervision import Supervisor
 
 C = TypeVar("C", bound=Callback)
 
@@ -87,37 +90,91 @@ def fork(
             again. Or the master's program is over already.
         TypeError, NotADirectoryError, OSError: As :class:`ClusterProcess`.
     """
-    myself = workerside.current()
-    if myself is not None:
-        raise NotMasterError(
-            f"fork() was called in worker {myself.id} (pid {os.getpid()}); only the master "
-            "forks. Guard it by `if cluster.is_master:`, or start a mpcluster.ClusterProcess"
-        )
-    if target is None:
-        if args or kwargs:
-            raise TypeError("args and kwargs are the target's, and there is no target")
-        target = mainprogram.locate().run
-    elif callable(target):
-        target = functools.partial(mainprogram.quietly, target)
-    else:
-        raise TypeError(f"target must be callable, not {target!r}")
-    args, kwargs = arguments.call(args, kwargs)
-    process = ClusterProcess(
-        None,
+    require_master("fork()")
+    process = recruit(
         target,
-        name,
         args,
         kwargs,
-        daemon=daemon,
+        name=name,
         env=env,
         cwd=cwd,
+        daemon=daemon,
         share_ports=share_ports,
     )
-    process.is_forked = True
-    registrar.inherit()
-    ending.prepare(registrar.close)
     process.start()
     return process
+
+
+def supervise(
+    target: Callable[..., object] | None = None,
+    workers: int | None = None,
+    args: Iterable[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    name: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    share_ports: bool = True,
+    **rules: Any,
+) -> Supervisor:
+    """Keep a number of slots filled with workers, and return who sees to it.
+
+    Returns at once; the workers are forked in the watcher's thread. The program lives
+    until the supervisor has stopped.
+
+    Args:
+        target: As of :func:`fork`, and so are ``args``, ``kwargs``, ``name``, ``env``, ``cwd``
+            and ``share_ports``.
+        workers: How many; as many as there are processors for this process without it.
+        rules: Fields of :class:`mpcluster.Rules`: ``restart``, ``backoff``, ``ready``, …
+
+    Raises:
+        NotMasterError: This is a worker.
+        TypeError, ValueError: A rule is none, or an argument is of a wrong type or range.
+        RuntimeError: Without a target: the main program is no file.
+    """
+    from mpcluster.supervision import Rules, Supervisor
+
+    require_master("supervise()")
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise TypeError(f"workers must be a whole number, not {workers!r}")
+    if workers < 1:
+        raise ValueError(f"workers must be 1 or more, not {workers}")
+    names = [field.name for field in dataclasses.fields(Rules)]
+    for rule in rules:
+        if rule not in names:
+            raise TypeError(f"there is no rule {rule!r}; there are: {', '.join(names)}")
+    checked = Rules(**rules)
+
+    def make() -> ClusterProcess:
+        return recruit(
+            target,
+            args,
+            kwargs,
+            name=name,
+            env=env,
+            cwd=cwd,
+            daemon=None,
+            share_ports=share_ports,
+        )
+
+    args, kwargs = arguments.call(args, kwargs)
+    make()  # what is wrong with the arguments is raised here
+    return Supervisor(make, workers, checked)
+
+
+def ready() -> None:
+    """Tell the supervisor that this worker is ready to work. In a worker.
+
+    Raises:
+        ClusterError: This is the master.
+    """
+    myself = workerside.current()
+    if myself is None:
+        raise ClusterError("ready() is said by a worker to its supervisor, and this is the master")
+    myself.ready()
 
 
 # -- events --------------------------------------------------------------------------------

@@ -140,7 +140,17 @@ class Downstream:
             self._life.emit("listening", Address.of(message.family, message.sockname))
         elif isinstance(message, messages.Leaving):
             self._life.ask_to_leave(None)
+        elif isinstance(message, messages.Ready):
+            self._tell_overseer("ready")
+        elif isinstance(message, messages.Pong):
+            self._tell_overseer("pong", message.number)
+        elif isinstance(message, messages.Spent):
+            self._tell_overseer("spent", message.tasks)
         elif isinstance(message, messages.Request | messages.Release | messages.Gone):
             family.upward.answer(self._process, message)
         else:
             logger().warning("unknown control message of %s: %r", self.channel.label, message)
+
+    def _tell_overseer(self, event: str, *args: object) -> None:
+        if self._process.overseer is not None:
+            self._process.overseer(self._process, event, *args)

@@ -12,6 +12,8 @@
     ├── TaskCancelledError       a task was taken back               (CancelledError)
     ├── ResultTimeoutError       a result is not there in time       (both TimeoutErrors)
     ├── PoolClosedError          you, or its end, closed the pool    (ValueError, RuntimeError)
+    ├── SupervisionError         it broke: no worker stays alive
+    │   └── ReloadAbortedError   a replacement did not get ready
     └── EngineUnavailableError   an optional part is not installed   (ImportError)
 
 Each also derives from the built-in error that existing code already catches.
@@ -35,8 +37,10 @@ __all__ = [
     "EngineUnavailableError",
     "NotMasterError",
     "PoolClosedError",
+    "ReloadAbortedError",
     "ResultTimeoutError",
     "SerializationError",
+    "SupervisionError",
     "TaskCancelledError",
     "TaskTimeoutError",
     "WorkerDiedError",
@@ -68,6 +72,14 @@ class SerializationError(ClusterError, pickle.PicklingError):
 
 class TaskTimeoutError(ClusterError, TimeoutError):
     """A task ran longer than its ``task_timeout``."""
+
+
+class SupervisionError(ClusterError):
+    """A supervisor has given up: its workers end as soon as they begin."""
+
+
+class ReloadAbortedError(SupervisionError):
+    """A reload was given up; the workers that it had not replaced serve on."""
 
 
 class EngineUnavailableError(ClusterError, ImportError):

@@ -102,6 +102,7 @@ class Family:
         self._promised = 0  # new subscribers to whom nothing has been handed over yet
         self._forking: set[int] = set()  # the threads that fork a worker right now
         self._untold: set[int] = set()  # dead, `death` not yet delivered to the end
+        self._held: set[object] = set()  # by supervisors that will fork again
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} living={sorted(self.workers)} {self._kept!r}>"
@@ -138,6 +139,8 @@ class Family:
         """
         if self._silent:
             return
+        if worker.overseer is not None:
+            worker.overseer(worker, event, *args)
         if not self._kept.entries and self._deliver(worker, event, args):
             return  # as nearly all
         key = worker.id
@@ -223,6 +226,19 @@ class Family:
                 self._forking.discard(me)
                 self._told.notify_all()
 
+    # -- supervisors -----------------------------------------------------------------------
+
+    def hold(self, holder: object) -> None:
+        """Workers will be forked again by ``holder``: a wait for the last one goes on."""
+        with self._told:
+            self._held.add(holder)
+
+    def let_go(self, holder: object) -> None:
+        """That is over."""
+        with self._told:
+            self._held.discard(holder)
+            self._told.notify_all()
+
     # -- deaths ----------------------------------------------------------------------------
 
     def bury(self, worker: ClusterProcess, *, crashed: bool) -> None:
@@ -277,8 +293,11 @@ class Family:
             self._told.notify_all()
 
     def is_settled(self) -> bool:
-        """Has every death been told of to the end, to late subscribers too?"""
-        return not self._untold and not self._promised
+        """Has every death been told of to the end, to late subscribers too?
+
+        Not while a supervisor holds on: it will fork again.
+        """
+        return not self._untold and not self._promised and not self._held
 
 
 def current() -> Family:

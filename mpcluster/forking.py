@@ -81,6 +81,8 @@ def _fork(raw_fork: Callable[[], int], keep: tuple[int, ...]) -> int:
     # came before would be forgotten with them, and who sent it would wait for ever.
     mask = _masked(signal.SIG_BLOCK, _EVERY_SIGNAL)
     held = interpreter.hold_logging()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    main_state = None if in_main_thread else interpreter.find_main_state()
     pid = -1
     try:
         with descriptors.keep(*keep):
@@ -90,6 +92,7 @@ def _fork(raw_fork: Callable[[], int], keep: tuple[int, ...]) -> int:
         if pid:  # not in the child: there, logging has made its locks anew
             interpreter.let_go_of_logging(held)
         else:
+            interpreter.take_signals(main_state)
             interpreter.leave_event_loop()
         _masked(signal.SIG_SETMASK, mask)
 

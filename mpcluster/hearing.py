@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpcluster import messages
+from mpcluster import messages, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import report
 from mpcluster.logs import logger
@@ -32,7 +32,16 @@ def line(worker: Worker, connection: int, settings: Settings) -> Upstream:
             worker.emit("message", received.message, weight=received.size)
         elif isinstance(received.message, messages.Disconnect):
             worker.leave()
+        elif isinstance(received.message, messages.Ping):
+            _probe(worker, received.message.number)
         else:
             logger().warning("unknown control message of the master: %r", received.message)
 
     return Upstream(connection, settings, handle)
+
+
+def _probe(worker: Worker, number: int) -> None:
+    answer = messages.Pong(number)
+    # By the watcher again, as the main thread may be in the middle of a send of its own.
+    in_watcher = watcher.current().call_soon
+    worker.probe(lambda: in_watcher(lambda: worker.tell(answer)))

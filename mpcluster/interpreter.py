@@ -11,6 +11,7 @@ from __future__ import annotations
 import _signal as bare_signal  # type: ignore[import-not-found]
 import _thread
 import atexit
+import functools
 import gc
 import importlib
 import io
@@ -33,6 +34,7 @@ __all__ = [
     "count_threads",
     "die_of_sigint",
     "end_threads",
+    "find_main_state",
     "flush_open_files",
     "flush_std_streams",
     "forget_imports_of_other_threads",
@@ -46,6 +48,7 @@ __all__ = [
     "renew_exit_functions",
     "renew_std_streams",
     "run_exit_functions",
+    "take_signals",
 ]
 
 
@@ -182,6 +185,59 @@ def become_main_thread() -> None:
     if thread.name != "MainThread":
         thread.name = "MainThread"
         thread._daemonic = False  # type: ignore[attr-defined]
+
+
+_NOTES_MAIN_STATE: bool = sys.version_info >= (3, 13)
+
+
+@functools.cache
+def find_main_state() -> int | None:
+    """Find where CPython 3.13 notes the state of its main thread; before a fork.
+
+    It marks a signal there, and forgets at a fork in another thread that this one is the
+    main thread from now on: in such a child, handlers run only when something else makes
+    the interpreter look, never in a loop that computes.
+
+    Returns:
+        The address of ``_PyRuntime.main_tstate``; None where there is none.
+    """
+    if not _NOTES_MAIN_STATE:
+        return None
+    import ctypes  # loaded already: such a version forks by it
+
+    api = ctypes.pythonapi
+    first, following = api.PyInterpreterState_ThreadHead, api.PyThreadState_Next
+    api.PyInterpreterState_Get.restype = ctypes.c_void_p
+    for function in (first, following):
+        function.restype = ctypes.c_void_p
+        function.argtypes = [ctypes.c_void_p]
+    states = set()
+    state = first(api.PyInterpreterState_Get())
+    while state:
+        states.add(state)
+        state = following(state)
+    # It stands in the first part of a structure of more than 100 kB, right behind the main
+    # thread's ident.
+    words = (ctypes.c_void_p * 1024).in_dll(api, "_PyRuntime")
+    ident = threading.main_thread().ident
+    for index in range(1, len(words)):
+        if words[index - 1] == ident and words[index] in states:
+            return ctypes.addressof(words) + index * ctypes.sizeof(ctypes.c_void_p)
+    return None
+
+
+def take_signals(main_state: int | None) -> None:
+    """In a child: from now on signals interrupt the one thread that there is.
+
+    Args:
+        main_state: What :func:`find_main_state` found before the fork.
+    """
+    if main_state is not None:
+        import ctypes
+
+        ctypes.pythonapi.PyThreadState_Get.restype = ctypes.c_void_p
+        own = ctypes.pythonapi.PyThreadState_Get()
+        ctypes.c_void_p.from_address(main_state).value = own
 
 
 def leave_event_loop() -> None:

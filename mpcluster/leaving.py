@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from _thread import get_ident  # the threads' own: gevent's names greenlets
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Final
@@ -57,6 +58,7 @@ class Program:
         self._stage = Stage.BEFORE
         self._ending = False
         self._exitcode = 0  # what it ends with by itself
+        self._probes: deque[Callable[[], object]] = deque()
 
     def run(self, run: Callable[[], object]) -> None:
         """Run it. Only in here may a SystemExit be raised from outside."""
@@ -88,6 +90,14 @@ class Program:
     def _end_with_own_code(self) -> None:
         self.end_at_once(self._exitcode)
 
+    def probe(self, alive: Callable[[], object]) -> None:
+        """Call ``alive()`` from the main thread, or from the event loop that runs in it.
+
+        It comes beneath whatever the main thread does: it must not take a lock.
+        """
+        self._probes.append(alive)
+        signal.pthread_kill(self.main, signal.SIGURG)
+
     def handle_sigurg(self) -> None:
         """Let SIGURG reach this program, unless it has a use for it."""
         bare = interpreter.bare_signal
@@ -101,6 +111,8 @@ class Program:
     def _on_sigurg(self, _signum: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             return  # a child of this worker that is none itself
+        while self._probes:
+            _call_from_loop(self._probes.popleft())
         if not self._ending:
             watcher.current().call_soon(self._urgent)
         elif self._stage is Stage.RUNNING:
@@ -108,6 +120,16 @@ class Program:
             sys.exit(0)
         elif self._stage is not Stage.ASKED:
             self._end_with_own_code()
+
+
+def _call_from_loop(call: Callable[[], object]) -> None:
+    """In the main thread: call once its event loop gets to it, or now where there is none."""
+    events = sys.modules.get("asyncio.events")
+    loop = None if events is None else events._get_running_loop()  # noqa: SLF001
+    if loop is None:
+        call()
+    else:
+        loop.call_soon_threadsafe(call)
 
 
 def _exitcode_of(error: BaseException) -> int:

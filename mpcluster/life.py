@@ -320,8 +320,8 @@ class Life:
             self.step(Step.DISCONNECT)
             self.emit("disconnect")
 
-    def reply(self, message: messages.Reply) -> None:
-        """Answer a request of this worker; one that is gone needs none."""
+    def order(self, message: messages.Reply | messages.Ping) -> None:
+        """Answer or ask this worker; one that is gone needs none."""
         if self._fd >= 0:
             self.downstream().order(message)
 

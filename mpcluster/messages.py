@@ -41,6 +41,25 @@ class Listening:
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker says itself that it is ready to work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The main thread of the worker has got to a :class:`Ping`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """The worker has done as many tasks as it may."""
+
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Leaving:
     """The worker goes because it, or its parent, asked for it."""
 
@@ -122,6 +141,13 @@ class Bound:
     sockname: object = field(default=None)
     is_line: bool = False  # no listener: connections arrive on it (scheduling.line)
     counts: bool = False  # and the end of each shall be told
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Is your main thread, or the event loop in it, still at work?"""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)

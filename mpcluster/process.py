@@ -25,6 +25,7 @@ from mpcluster.states import WorkerState
 
 if TYPE_CHECKING:
     from mpcluster import messages
+    from mpcluster.post import Post
 
 __all__ = ["WORKER_ID_VARIABLE", "ClusterProcess"]
 
@@ -50,6 +51,11 @@ class ClusterProcess(context.ForkProcess):
         TypeError: ``env`` does not map strings to strings, or ``cwd`` is no path.
         NotADirectoryError: ``cwd`` is none (at ``start()``).
     """
+
+    #: Its supervisor hears of everything first: ``overseer(worker, event, *args)``, in the
+    #: watcher's thread. Its place there goes with it into the child.
+    overseer: Callable[..., object] | None = None
+    post: Post | None = None
 
     if TYPE_CHECKING:  # of BaseProcess, which typeshed leaves out
         _closed: bool
@@ -174,7 +180,7 @@ class ClusterProcess(context.ForkProcess):
         """First of all in the child: become a worker."""
         leash.wear()
         assert self._id is not None
-        myself = workerside.enter(self._id, connection, self._settings)
+        myself = workerside.enter(self._id, connection, self._settings, self.post)
         # What `_bootstrap` will call, a subclass's too.
         self.run = functools.partial(myself.run_program, self.run)  # type: ignore[method-assign]
         myself.begin()
@@ -188,6 +194,7 @@ class ClusterProcess(context.ForkProcess):
 
             sharing.install(myself.request, myself.tell)
             drain.install()
+        if self._share_ports or self.post is not None:
             myself.attend()
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
@@ -261,7 +268,14 @@ class ClusterProcess(context.ForkProcess):
     def reply(self, message: messages.Reply) -> None:
         """Answer a request of this worker. For the layer above, in the watcher's thread."""
         if self._life is not None:
-            self._life.reply(message)
+            self._life.order(message)
+
+    def ping(self, number: int) -> None:
+        """Ask for a sign of life. For the layer above, in the watcher's thread."""
+        if self._life is not None:
+            from mpcluster.messages import Ping
+
+            self._life.order(Ping(number))
 
     def attend(self) -> None:
         """Somebody listens: tell all there is of it from now on. In the watcher's thread."""

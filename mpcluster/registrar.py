@@ -14,7 +14,7 @@ import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import cloudpickle
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from mpcluster.process import ClusterProcess
 
 __all__ = ["ask", "close", "inherit", "tell"]
-
-T = TypeVar("T")
 
 logger = logging.getLogger("mpcluster")
 
@@ -45,7 +43,7 @@ def ask(body: object) -> object:
     myself = workerside.current()
     if myself is not None:
         return myself.request(body)
-    return _in_watcher(lambda: _answer_master(body))
+    return watcher.current().ask(lambda: _answer_master(body))
 
 
 def tell(message: object) -> None:
@@ -60,7 +58,7 @@ def tell(message: object) -> None:
 def inherit() -> None:
     """Take over the sockets that this program was started with, before the first worker."""
     if workerside.current() is None and "LISTEN_FDS" in os.environ:
-        _in_watcher(_registry_here)
+        watcher.current().ask(_registry_here)
 
 
 def close() -> None:
@@ -69,22 +67,6 @@ def close() -> None:
     registry, _registry = _registry, None
     if registry is not None:
         registry.close()
-
-
-def _in_watcher(call: Callable[[], T]) -> T:
-    """Call in the watcher's thread and return what it returns, or raise what it raises."""
-    if watcher.current().in_thread():
-        return call()
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # noqa: BLE001  # the caller's to raise
-            future.set_exception(error)
-
-    watcher.current().call_soon(run)
-    return future.result()
 
 
 # -- the root master's registry, in the watcher's thread ---------------------------------------

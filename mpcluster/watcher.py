@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from mpcluster import descriptors, perprocess
 from mpcluster.events import report
@@ -49,6 +49,8 @@ LINGER: Final = 1.0
 
 #: Seconds of one wait: an epoll takes no infinite number, nor a year.
 LONGEST: Final = 3600.0
+
+T = TypeVar("T")
 
 THREAD_NAME: Final = "mpcluster-watcher"
 
@@ -162,6 +164,23 @@ class Watcher:
         """Call ``call()`` in the thread, after what is under way there."""
         self._calls.append(call)
         self._wake()
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """Call ``call()`` in the thread; return what it returns, or raise what it raises."""
+        if self.in_thread():
+            return call()
+        from concurrent.futures import Future  # here: who only starts and joins asks nothing
+
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001  # the caller's to raise
+                future.set_exception(error)
+
+        self.call_soon(run)
+        return future.result()
 
     def call_idly(self, call: Callable[[], object]) -> None:
         """Call ``call()`` in the thread when that is next awake; nobody is woken for it."""

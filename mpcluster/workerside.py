@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar, overload
 
-from mpcluster import descriptors, perprocess, watcher
+from mpcluster import arguments, descriptors, perprocess, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Callback, Emitter, KeptEvents, call
 from mpcluster.greeting import ONLINE
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from mpcluster import messages
+    from mpcluster.post import Post
     from mpcluster.upstream import Upstream
 
 __all__ = ["EVENTS", "Worker", "current", "enter"]
@@ -50,8 +51,11 @@ class Worker:
         id: Its number in its parent's ``workers``.
     """
 
-    def __init__(self, number: int, connection: int, settings: Settings) -> None:
+    def __init__(
+        self, number: int, connection: int, settings: Settings, post: Post | None = None
+    ) -> None:
         self.id = number
+        self._post = post
         self._connection = connection
         self._bell = watcher.parents_bell()
         self._settings = settings
@@ -73,6 +77,14 @@ class Worker:
     def pid(self) -> int:
         """The process id of this worker."""
         return os.getpid()
+
+    @property
+    def slot(self) -> int | None:
+        """The number of its slot, which the worker that takes its place gets again.
+
+        None without a supervisor.
+        """
+        return None if self._post is None else self._post.slot
 
     @property
     def is_connected(self) -> bool:
@@ -133,6 +145,29 @@ class Worker:
         watcher.current().call_later(PARENT_PATIENCE, self.leave)
         return self
 
+    def ready(self) -> None:
+        """Tell the supervisor that this worker is ready to work; without one, nothing."""
+        if self._post is not None:
+            from mpcluster.messages import Ready
+
+            self.tell(Ready())
+
+    def count(self, tasks: int = 1) -> None:
+        """Count tasks that are done; past its supervisor's ``max_tasks`` it is replaced.
+
+        Args:
+            tasks: 0 or more.
+
+        Raises:
+            TypeError, ValueError: It is no such number.
+        """
+        arguments.check_number("tasks", tasks, "tasks", (int,))
+        done = None if self._post is None else self._post.count(tasks)
+        if done is not None:
+            from mpcluster.messages import Spent
+
+            self.tell(Spent(done))
+
     def kill(self) -> None:
         """Leave at once, with exit code 0 and counted as asked for; does not return."""
         from mpcluster.messages import Leaving
@@ -144,6 +179,8 @@ class Worker:
 
     def begin(self) -> None:
         """In a new child: be there for the parent, and say so."""
+        if self._post is not None:
+            self._post.take_up()
         self._program.handle_sigurg()
         try:
             os.write(self._connection, ONLINE)
@@ -173,6 +210,10 @@ class Worker:
         if self._made_ears is not None and self._made_ears.emitter.has("message"):
             self.attend()
             self._ears().leaving.wait()
+
+    def probe(self, alive: Callable[[], object]) -> None:
+        """Call ``alive()`` when the main thread gets to it; as :meth:`Program.probe`."""
+        self._program.probe(alive)
 
     def flush(self) -> None:
         """Hand to the kernel what is queued for the parent, before the process ends."""
@@ -261,8 +302,8 @@ def current() -> Worker | None:
     return perprocess.mine().get(__name__)
 
 
-def enter(number: int, connection: int, settings: Settings) -> Worker:
+def enter(number: int, connection: int, settings: Settings, post: Post | None) -> Worker:
     """In a new child, first of all: this process is worker ``number`` of its parent."""
-    myself = Worker(number, connection, settings)
+    myself = Worker(number, connection, settings, post)
     perprocess.mine()[__name__] = myself
     return myself

@@ -122,6 +122,37 @@ def test_a_fork_that_the_system_refuses_raises_its_error_and_holds_no_lock() -> 
     assert "ModuleNotFoundError" in done.stderr, done.stderr
 
 
+def test_a_child_that_is_forked_in_a_thread_hears_signals_while_it_computes() -> None:
+    done = python(
+        """
+        import os, signal, threading, warnings
+        from mpcluster import forking
+        warnings.simplefilter("ignore")
+
+        def compute():
+            signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+            os.write(write_end, b".")
+            while True:
+                sum(range(1000))
+
+        def fork():
+            global pid
+            pid = forking.fork()
+            if pid == 0:
+                compute()
+
+        read_end, write_end = os.pipe()
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+        os.read(read_end, 1)
+        os.kill(pid, signal.SIGUSR1)
+        assert os.waitpid(pid, 0)[1] == 0
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="earlier ones do not warn")
 class TestWarning:
     SCRIPT = """

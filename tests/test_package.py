@@ -18,7 +18,9 @@ HEAVY = (
     "mpcluster.channel",
     "mpcluster.cluster",
     "mpcluster.drain",
+    "mpcluster.post",
     "mpcluster.sharing",
+    "mpcluster.supervision",
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import mpcluster as cluster
-from mpcluster import ClusterProcess, Worker
+from mpcluster import ClusterProcess, Supervisor, Worker
 from tests.happenings import Diary, relatives_fixture  # noqa: F401  # a fixture
 from tests.running import python
 
@@ -41,6 +41,14 @@ SIGNATURES: dict[str, tuple[Callable[..., object], str]] = {
         ),
     ),
     "setup": (cluster.setup, "(**changes)"),
+    "supervise": (
+        cluster.supervise,
+        (
+            "(target=None, workers=None, args=(), kwargs=None, *, name=None, env=None, cwd=None, "
+            "share_ports=True, **rules)"
+        ),
+    ),
+    "ready": (cluster.ready, "()"),
     "disconnect": (cluster.disconnect, "(callback=None, *, timeout=None)"),
     "join": (cluster.join, "(timeout=None)"),
     "get_context": (cluster.get_context, "()"),
@@ -62,7 +70,16 @@ SIGNATURES: dict[str, tuple[Callable[..., object], str]] = {
     "Worker.once": (Worker.once, "(self, event, callback=None)"),
     "Worker.off": (Worker.off, "(self, event, callback=None)"),
     "Worker.disconnect": (Worker.disconnect, "(self)"),
+    "Worker.ready": (Worker.ready, "(self)"),
+    "Worker.count": (Worker.count, "(self, tasks=1)"),
     "Worker.kill": (Worker.kill, "(self)"),
+    "Supervisor.status": (Supervisor.status, "(self)"),
+    "Supervisor.scale": (Supervisor.scale, "(self, workers)"),
+    "Supervisor.reload": (Supervisor.reload, "(self)"),
+    "Supervisor.stop": (Supervisor.stop, "(self)"),
+    "Supervisor.wait": (Supervisor.wait, "(self, timeout=None)"),
+    "Supervisor.on": (Supervisor.on, "(self, event, callback=None)"),
+    "Supervisor.off": (Supervisor.off, "(self, event, callback=None)"),
 }
 
 
@@ -86,6 +103,25 @@ def test_the_settings_are_these_with_these_defaults() -> None:
         "send_timeout": 30.0,
         "listener_grace": 30.0,
         "max_connections": None,
+    }
+
+
+def test_the_rules_of_a_supervisor_are_these_with_these_defaults() -> None:
+    fields = inspect.signature(cluster.Rules).parameters
+    assert {name: field.default for name, field in fields.items()} == {
+        "restart": "always",
+        "backoff": 0.5,
+        "max_backoff": 30.0,
+        "min_uptime": 5.0,
+        "max_crashes": 6,
+        "ready": "auto",
+        "ready_timeout": 60.0,
+        "drain_timeout": 30.0,
+        "heartbeat": None,
+        "max_age": None,
+        "max_tasks": None,
+        "max_memory": None,
+        "jitter": 0.1,
     }
 
 
@@ -254,6 +290,8 @@ ALSO: dict[type[cluster.ClusterError], type[BaseException]] = {
     cluster.SerializationError: pickle.PicklingError,
     cluster.WorkerDiedError: concurrent.futures.BrokenExecutor,
     cluster.TaskTimeoutError: TimeoutError,
+    cluster.SupervisionError: cluster.ClusterError,
+    cluster.ReloadAbortedError: cluster.SupervisionError,
     cluster.TaskCancelledError: concurrent.futures.CancelledError,
     cluster.EngineUnavailableError: ImportError,
 }
