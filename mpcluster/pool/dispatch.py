@@ -47,14 +47,23 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from mpcluster import descriptors
-from mpcluster.errors import SerializationError, TaskTimeoutError, WorkerDiedError
+from mpcluster.errors import TaskCancelledError
 from mpcluster.pool import records
 from mpcluster.pool.attendant import Attendant
 from mpcluster.pool.engine import Awaited
+from mpcluster.pool.failures import (
+    anew,
+    died,
+    name_of,
+    overran,
+    remote_error,
+    unreadable,
+    unsendable,
+)
 from mpcluster.pool.functions import Function, Functions
 from mpcluster.pool.imap import Feed
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call, Doomed, remote_error
+from mpcluster.pool.results import Call, Doomed
 from mpcluster.pool.sending import write
 
 __all__ = ["Dispatcher"]
@@ -76,8 +85,6 @@ _MOST_SPINS: Final = 64
 _CORES: Final = len(os.sched_getaffinity(0))
 _DOORBELL: Final = select.EPOLLIN | select.EPOLLET
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
-#: What pickling raises of itself. Anything else is a user's ``__reduce__`` speaking.
-_OWN_ERRORS: Final = (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError)
 
 
 class Dispatcher:
@@ -322,10 +329,7 @@ class Dispatcher:
 
     def _fail_unsent(self, link: Link, call: Call, error: BaseException) -> None:
         if link.under_way.pop(call.number, None) is not None:
-            cause = error.__cause__
-            if isinstance(error, SerializationError) and not isinstance(cause, _OWN_ERRORS):
-                error = cause or error  # a user's own, as it is
-            call.fail(error)
+            call.fail(unsendable(error))
             self.interrupt()
 
     # -- receiving -----------------------------------------------------------------------------
@@ -505,13 +509,9 @@ class Dispatcher:
         with self._lock:
             self._settle(link)
 
-    def _fail_unreadable(self, call: Call, error: BaseException) -> None:
-        text = f"a task's result cannot be unpickled here ({type(error).__name__}: {error})"
-        told = SerializationError(text)
-        if error.__traceback__ is not None:  # not our frame, and all that hangs on it
-            error.__traceback__ = error.__traceback__.tb_next
-        told.__cause__ = error
-        call.fail(told)
+    @staticmethod
+    def _fail_unreadable(call: Call, error: BaseException) -> None:
+        call.fail(unreadable(error))
         if isinstance(error, KeyboardInterrupt):
             raise error
 
@@ -644,11 +644,7 @@ class Dispatcher:
         if left > 0:
             return left
         if link.execution is None and link.begun == begun:
-            error = TaskTimeoutError(
-                f"a task ran longer than its limit of {limit:g} s; worker "
-                f"{link.process.name} (pid {link.pid}), which ran it, is killed"
-            )
-            self._execute(link, call, error)
+            self._execute(link, call, overran(link, limit))
         return SLICE
 
     def _execute(self, link: Link, call: Call | None, error: BaseException) -> None:
@@ -677,7 +673,7 @@ class Dispatcher:
             if running:
                 del link.under_way[call.number]
                 link.usable = False
-                link.execution = None, SerializationError("cancelled")
+                link.execution = None, TaskCancelledError("cancelled")
                 self._forget(link)
             else:
                 doomed = Doomed(call, link)
@@ -750,7 +746,7 @@ class Dispatcher:
     def _cause_of_death(self, link: Link, call: Call) -> BaseException:
         if link.execution is not None:
             return link.execution[1]
-        return died(link, f"while it ran {_name(call)}")
+        return died(link, f"while it ran {name_of(call)}")
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -776,7 +772,7 @@ class Dispatcher:
                 link.under_way.clear()
                 self._settle(link)
         for call in calls:
-            call.drop(error)
+            call.drop(anew(error))
         self.interrupt()
 
     def cancel_queued(self) -> None:
@@ -836,31 +832,6 @@ class Dispatcher:
                     descriptors.disown(self._epoll.fileno())
                     self._epoll.close()
                 descriptors.close(self._bell)
-
-
-def died(link: Link, what: str) -> WorkerDiedError:
-    """The error for what was lost with a worker."""
-    process = link.process
-    code = process.exitcode
-    error = WorkerDiedError("", worker_id=getattr(process, "id", None), pid=link.pid, exitcode=code)
-    sign = error.signal
-    if sign is not None:
-        how = f"was ended by {sign.name}"
-        hint = {
-            "SIGKILL": "; where nobody sent it, the system was out of memory: see its log",
-            "SIGSEGV": "; compiled code failed: faulthandler.enable() shows where",
-        }.get(sign.name, "")
-    else:
-        how, hint = f"exited with code {code}", ""
-    who = f"worker {process.name} (pid {link.pid})"
-    text = f"{who} {how} {what}{hint}. The pool goes on; retries= begins such a task anew"
-    error.args = (text,)
-    return error
-
-
-def _name(call: Call) -> str:
-    function = call.function
-    return getattr(function, "__qualname__", None) or type(function).__name__
 
 
 _all: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
