@@ -132,7 +132,7 @@ def test_one_that_is_gone_before_its_pidfd_is_open_counts_as_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SIGCHLD is ignored, and the child was quick."""
-    popen._own_pidfd()
+    popen.own_pidfd()
     pidfd_open = os.pidfd_open
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
@@ -207,7 +207,7 @@ def test_what_fails_before_the_program_begins_is_printed(capfd: Any) -> None:
 
 def test_whatever_number_of_descriptors_is_left_it_forks_or_leaves_nothing() -> None:
     """The limit is lowered step by step; each step either works or fails whole."""
-    popen._own_pidfd()
+    popen.own_pidfd()
     warm = Popen(Child())
     warm.wait()
     finish(warm)

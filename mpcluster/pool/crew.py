@@ -21,7 +21,8 @@ from mpcluster import descriptors, forking, leash, watcher
 from mpcluster.errors import WorkerDiedError
 from mpcluster.events import Emitter, call
 from mpcluster.forking import EndingError
-from mpcluster.pool.dispatch import Dispatcher, died
+from mpcluster.pool.dispatch import Dispatcher
+from mpcluster.pool.failures import died
 from mpcluster.pool.link import Line, Link
 from mpcluster.pool.template import Template, TemplateGoneError
 from mpcluster.pool.worker import Berth, Plan

@@ -11,6 +11,7 @@ from typing import Any
 
 from mpcluster import interpreter
 from mpcluster.errors import PoolClosedError, WorkerDiedError
+from mpcluster.pool.failures import anew
 from mpcluster.pool.pool import INHERITED, TERMINATE, ClusterPool
 from mpcluster.pool.results import ApplyResult
 
@@ -95,7 +96,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         self._check()
         error = self._pool.broken_by
         if isinstance(error, WorkerDiedError):
-            raise error
+            raise anew(error)
         return self._pool.submit(fn, *args, **kwargs)
 
     def map(

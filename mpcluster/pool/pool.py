@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 from mpcluster.errors import EngineUnavailableError, PoolClosedError, TaskCancelledError
 from mpcluster.pool.crew import Crew
-from mpcluster.pool.imap import Reader
+from mpcluster.pool.reader import Reader
 from mpcluster.pool.results import Options
 from mpcluster.pool.verbs import RUN, Verbs
 from mpcluster.pool.worker import Berth, Plan, work

@@ -16,24 +16,22 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
-import pickle
 import threading
 import time
 import types
 from _thread import LockType, allocate_lock
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import _base
-from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mpcluster.errors import ResultTimeoutError, SerializationError, TaskCancelledError
+from mpcluster.errors import ResultTimeoutError, TaskCancelledError
 from mpcluster.events import call
 
 if TYPE_CHECKING:
     from mpcluster.pool.engine import Engine
     from mpcluster.pool.functions import Function
 
-__all__ = ["ApplyResult", "Call", "Chunk", "MapResult", "Options", "remote_error"]
+__all__ = ["ApplyResult", "Call", "Chunk", "MapResult", "Options"]
 
 _PENDING: Final = _base.PENDING
 _FINISHED: Final = _base.FINISHED
@@ -529,26 +527,3 @@ def _both(
             second(argument)
 
     return both
-
-
-def remote_error(payload: Any) -> BaseException:
-    """What a worker has raised, with its traceback as ``__cause__``.
-
-    Args:
-        payload: What the worker's answer says: text of the traceback, pickle of the error.
-    """
-    text, data = pickle.loads(payload)
-    try:
-        error: BaseException = pickle.loads(data)
-        if not isinstance(error, BaseException):
-            raise TypeError(f"it became {error!r}")
-    except BaseException as why:  # noqa: BLE001  # a user's __setstate__ may raise anything
-        error = SerializationError(
-            "the task raised an error that cannot be unpickled here "
-            f"({type(why).__name__}: {why}); its traceback follows"
-        )
-    try:
-        error.__cause__ = RemoteTraceback(f'\n"""\n{text}"""')
-    except Exception:  # noqa: BLE001  # an error of an odd class
-        pass
-    return error

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from mpcluster.pool import records
 from mpcluster.pool.engine import Engine
-from mpcluster.pool.imap import Feed, IMapIterator, IMapUnorderedIterator, Reader, is_inert
+from mpcluster.pool.imap import Feed, IMapIterator, IMapUnorderedIterator, is_inert
 from mpcluster.pool.progress import Progress
+from mpcluster.pool.reader import Reader
 from mpcluster.pool.results import ApplyResult, Chunk, MapResult, Options
 
 __all__ = ["RUN", "Verbs"]

@@ -97,3 +97,10 @@ def test_the_workers_can_be_ended_at_once(executor, verb):
     assert not any(p.is_alive() for p in processes)
     with pytest.raises((WorkerDiedError, concurrent.futures.CancelledError)):
         late.result()
+
+
+def test_each_future_of_an_ended_executor_raises_an_error_of_its_own(executor):
+    futures = [executor.submit(time.sleep, 600) for _ in range(6)]
+    executor.kill_workers()
+    errors = [future.exception() for future in futures]
+    assert len({id(error) for error in errors}) == len(futures)

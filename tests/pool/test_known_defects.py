@@ -325,12 +325,14 @@ def test_19_terminate_in_an_error_callback(board):
     """gh-87129: it waited for the thread that it ran in, while workers waited to be read."""
     done = threading.Event()
     pool = make_pool(WORKERS)
+    results = []
 
     def end(_: BaseException) -> None:
-        while select.select([board.heard], [], [], 0)[0]:
-            os.read(board.heard, 1000)
-        for _worker in range(WORKERS):
-            board.hear()  # it has a large result to write
+        # Each word beyond the results that have come is a worker with a large one to write.
+        heard = 0
+        while heard - sum(result.ready() for result in results) < WORKERS:
+            board.hear()
+            heard += 1
         pool.terminate()
         done.set()
 
@@ -338,7 +340,7 @@ def test_19_terminate_in_an_error_callback(board):
         try:
             if number == 10:
                 pool.apply_async(raise_it, (ValueError("made up"),), error_callback=end)
-            pool.apply_async(big_result, (number,))
+            results.append(pool.apply_async(big_result, (number,)))
         except ValueError:  # it is over
             break
     assert done.wait(PATIENCE)

@@ -288,7 +288,7 @@ def test_a_death_while_the_task_is_unpickled_or_the_result_pickled_is_that_tasks
 
 def test_a_worker_stopped_in_the_middle_of_its_answer_stalls_nobody(pool):
     engine = pool._engine
-    with engine._turn:  # nobody reads, so the worker gets stuck half-way
+    with engine._turn._held:  # nobody reads, so the worker gets stuck half-way
         stopped = pool.apply_async(lambda: [os.urandom(999) for _ in range(400)])
         link = stopped.link
         assert select.select([link.socket], [], [], 60)[0]

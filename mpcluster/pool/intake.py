@@ -1,0 +1,144 @@
+"""Answers, as they come in from the workers: by the ring, or the socket if they are large."""
+
+from __future__ import annotations
+
+import pickle
+import select
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mpcluster.pool import records
+from mpcluster.pool.failures import remote_error, unreadable
+from mpcluster.pool.functions import Function
+from mpcluster.pool.link import Link
+from mpcluster.pool.results import Call
+from mpcluster.pool.roster import Roster
+from mpcluster.pool.turn import Turn
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """Takes answers in, and finishes their calls. By the thread that has the turn.
+
+    Args:
+        on_unfit: Called by the attendant with a worker whose initializer has raised, and the
+            error.
+        on_full: Called by the attendant with a worker that has grown past its memory.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        turn: Turn,
+        on_unfit: Callable[[Link, BaseException], object],
+        on_full: Callable[[Link], object],
+    ) -> None:
+        self._roster = roster
+        self._turn = turn
+        self._on_unfit = on_unfit
+        self._on_full = on_full
+
+    def collect(self, link: Link) -> None:
+        """Take in what is in a worker's ring. With the turn."""
+        under_way, loads = link.under_way, pickle.loads
+        last: Function | None = None
+        owner: Any = None
+        arrived: list[tuple[int, tuple[bool, Any]]] = []
+        count = spent = 0
+        for kind, took, number, payload in link.ring.take():
+            if kind != records.VALUE:
+                self._take_odd(link, kind, number, payload)
+                continue
+            call = under_way.pop(number, None)
+            if call is None:
+                continue  # it was cancelled
+            known = call.known_as
+            if known is not last:
+                if last is not None:
+                    last.ran(count, spent * 1e-7)
+                last, count, spent = known, 0, 0
+            count += 1
+            spent += took
+            try:
+                value = loads(payload)
+            except BaseException as error:  # noqa: BLE001  # a user's __setstate__
+                self._fail_unreadable(call, error)
+                continue
+            if call.owner is None:
+                call.finish(value)
+                continue
+            if call.owner is not owner:
+                if arrived:
+                    owner.put_all(arrived)
+                    arrived = []
+                owner = call.owner
+            arrived.append((call.index, (True, value)))
+        call = value = None
+        if arrived:
+            owner.put_all(arrived)
+            del arrived
+        if last is not None:
+            last.ran(count, spent * 1e-7)
+        with self._roster.lock:
+            self._roster.settle(link)
+
+    @staticmethod
+    def _fail_unreadable(call: Call, error: BaseException) -> None:
+        call.fail(unreadable(error))
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+
+    def _take_odd(self, link: Link, kind: int, number: int, payload: Any) -> None:
+        """An answer that is no value."""
+        if kind == records.UNFIT:
+            link.usable = False
+            error = remote_error(records.as_bytes(payload))
+            self._turn.attendant.add(lambda: self._on_unfit(link, error))
+            return
+        if kind == records.FULL:
+            self._turn.attendant.add(lambda: self._on_full(link))
+            return
+        call = link.under_way.pop(number, None)
+        if call is None:
+            return
+        if kind == records.ERROR:
+            call.fail(remote_error(records.as_bytes(payload)))
+        else:  # both had seen each other: taken back, and not known to be
+            call.link = None
+            with self._roster.lock:
+                self._roster.requeue([call])
+
+    def on_socket(self, link: Link, events: int) -> None:
+        """Answers that were too large for the ring, or room for what waits. With the turn."""
+        if events & select.EPOLLOUT:
+            link.flush()
+            self._turn.change(link.socket.fileno(), link.events)
+        if events & ~select.EPOLLOUT and self.read(link):
+            with self._roster.lock:
+                self._roster.settle(link)
+
+    def read(self, link: Link) -> bool:
+        """Take in what is there on the socket; was there anything?"""
+        found = link.stream.next_records()
+        for kind, _, number, payload in found:
+            if kind != records.VALUE:
+                self._take_odd(link, kind, number, payload)
+                continue
+            call = link.under_way.pop(number, None)
+            if call is None:
+                records.drop(payload)
+                continue
+            call.known_as.ran(1, time.monotonic() - link.began_at)
+            try:
+                value = records.load(payload)
+            except BaseException as error:  # noqa: BLE001  # a user's __setstate__
+                self._fail_unreadable(call, error)
+            else:
+                call.finish(value)
+            call = value = None
+        if link.stream.over:
+            # Its death follows, or has been told of already.
+            self._turn.unwatch(link.socket.fileno())
+        return bool(found)

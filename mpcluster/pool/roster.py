@@ -1,0 +1,231 @@
+"""Which call goes to which worker: a queue, and who has room. Decides, and does nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from mpcluster.pool.imap import Feed
+from mpcluster.pool.link import Link
+from mpcluster.pool.results import Call
+
+__all__ = ["Roster"]
+
+
+class Roster:
+    """The queue, and the workers by what they have to do.
+
+    Args:
+        on_end_of_feed: Called when the input of a map has come to its end.
+        on_spent: Called with a worker that has done as much as it may, and does nothing.
+
+    Attributes:
+        links: All that have not been buried.
+        idle: Those that have nothing; the last is taken first, for its caches are warm.
+        hungry: Those that have something, and room for more.
+        busy: Those that have something.
+        deep: Those that have more than one call.
+        timed: Those that have a call with a limit of time.
+        deaths: Those of whose death the thread that drives has not taken note.
+        on_quiet: Called, under the lock, when nothing is left to do.
+    """
+
+    # The lock guards the taking from the queue, the sets below, and the bookkeeping in each
+    # link. Taken by any thread, for some microseconds; no call of a user's and no pickling is
+    # made under it, and of the kernel nothing but to ring the bell. Re-entrant, for signal
+    # handlers and finalizers. To append to the queue needs no lock. A forked child has no use
+    # for it: the pool refuses every call there.
+
+    def __init__(
+        self,
+        *,
+        on_end_of_feed: Callable[[], object],
+        on_spent: Callable[[Link], object],
+    ) -> None:
+        self.lock = threading.RLock()
+        self.queue: deque[Any] = deque()
+        self.links: list[Link] = []
+        self.idle: list[Link] = []
+        self.hungry: dict[Link, None] = {}
+        self.busy: set[Link] = set()
+        self.deep: set[Link] = set()
+        self.timed: set[Link] = set()
+        self.deaths: deque[Link] = deque()
+        self.has_timeouts = False
+        self.on_quiet: Callable[[], object] | None = None
+        self._on_end_of_feed = on_end_of_feed
+        self._on_spent = on_spent
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} queue={len(self.queue)} idle={len(self.idle)} "
+            f"busy={len(self.busy)}>"
+        )
+
+    def add(self, link: Link) -> None:
+        """A new worker: it may be given work from now on."""
+        with self.lock:
+            self.links.append(link)
+            link.is_idle = True
+            self.idle.append(link)
+
+    def forget(self, link: Link) -> None:
+        """Give a worker nothing more. Under the lock."""
+        if link.is_idle:
+            self.idle.remove(link)
+            link.is_idle = False
+        self.hungry.pop(link, None)
+
+    def pick(self) -> tuple[Link, list[Call]] | None:
+        """Decide which calls go where. Under the lock."""
+        while self.queue:
+            if self.idle:
+                link = self.idle.pop()
+                link.is_idle = False
+            elif self.hungry:
+                link, _ = self.hungry.popitem()
+            else:
+                return None
+            if link.filling or not link.usable:
+                continue
+            under_way = link.under_way
+            calls = self._take(len(under_way), link.quota)
+            if not calls:
+                if not under_way:
+                    link.is_idle = True
+                    self.idle.append(link)
+                    if self.queue and self.idle:
+                        return None  # nothing in it may go now
+                continue
+            number = link.next_number
+            for call in calls:
+                call.link = link
+                call.number = number
+                under_way[number] = call
+                number += 1
+            link.next_number = number
+            known = calls[-1].known_as
+            link.depth = known.depth
+            link.quickest = known.mean
+            link.filling = True
+            if link.quota is not None:
+                link.quota -= len(calls)
+            self.busy.add(link)
+            if len(under_way) > 1:
+                self.deep.add(link)
+            if self.has_timeouts and any(c.options.timeout is not None for c in calls):
+                self.timed.add(link)
+            return link, calls
+        return None
+
+    def _take(self, have: int, quota: int | None) -> list[Call]:
+        """The next calls for a worker that has so many. Under the lock."""
+        queue = self.queue
+        calls: list[Any] = []
+        share = -(-len(queue) // (len(self.links) or 1))
+        if quota is not None:
+            share = min(share, quota)
+        while queue and len(calls) < share:
+            entry = queue[0]
+            room = entry.known_as.depth - have - len(calls)
+            if room <= 0 and (have or calls):
+                break
+            if type(entry) is Feed:
+                room = max(1, room)
+                if quota is not None:
+                    room = min(room, quota - len(calls))
+                got = entry.take(room)
+                if len(got) < room:
+                    queue.popleft()
+                    if got or not queue:
+                        self._on_end_of_feed()  # the end of it may be what a consumer waits for
+                elif len(queue) > 1:
+                    queue.rotate(-1)  # its turn comes again after the others
+                calls += got
+                if got:
+                    break
+            else:
+                queue.popleft()
+                if not entry.is_over():
+                    calls.append(entry)
+        return calls
+
+    def requeue(self, calls: list[Call]) -> None:
+        """Put back at the front, in their order. Under the lock."""
+        self.queue.extendleft(reversed(calls))
+
+    def settle(self, link: Link) -> None:
+        """What is under way there has changed. Under the lock."""
+        left = len(link.under_way)
+        if left:
+            if left == 1:
+                self.deep.discard(link)
+            if not link.usable or link.filling or link.quota == 0:
+                return
+            if 2 * left <= link.depth:
+                self.hungry[link] = None
+            return
+        self.busy.discard(link)
+        self.deep.discard(link)
+        self.timed.discard(link)
+        if link.usable and not link.filling and not link.is_idle:
+            if link.quota == 0:
+                self._on_spent(link)
+            else:
+                self.hungry.pop(link, None)
+                link.is_idle = True
+                self.idle.append(link)
+        if self.on_quiet is not None and not self.has_work():
+            self.on_quiet()
+
+    def has_work(self) -> bool:
+        """Is something queued or under way?"""
+        return bool(self.queue or self.busy or self.deaths)
+
+    def unfinished(self) -> dict[int, Any]:
+        """What is queued or under way."""
+        with self.lock:
+            calls = list(self.queue)
+            for link in self.links:
+                calls += link.under_way.values()
+        return dict(enumerate(calls))
+
+    def counts(self) -> dict[str, int]:
+        """How many workers and calls are in which state."""
+        with self.lock:
+            return {
+                "idle": len(self.idle),
+                "busy": len(self.busy),
+                "queued": len(self.queue),
+                "under_way": sum(len(link.under_way) for link in self.links),
+            }
+
+    def take_queued(self) -> list[Any]:
+        """Take all that no worker has."""
+        with self.lock:
+            calls = list(self.queue)
+            self.queue.clear()
+        return calls
+
+    def take_all(self) -> list[Any]:
+        """Take all that is queued or under way."""
+        with self.lock:
+            calls = self.take_queued()
+            for link in self.links:
+                calls += link.under_way.values()
+                link.under_way.clear()
+                self.settle(link)
+        return calls
+
+    def close(self) -> None:
+        """Let go of all workers."""
+        with self.lock:
+            for link in [*self.links, *self.deaths]:
+                link.close()
+            # A result that a program keeps holds this, and must not hold dead workers by it.
+            for kept in (self.links, self.deaths, self.idle, self.hungry):
+                kept.clear()
+            for links_in_use in (self.busy, self.deep, self.timed):
+                links_in_use.clear()
