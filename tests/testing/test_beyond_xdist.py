@@ -171,7 +171,9 @@ UNSAFE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("thing", UNSAFE)
+@pytest.mark.parametrize(
+    "thing", ["a thread", *(pytest.param(t, marks=pytest.mark.slow) for t in [*UNSAFE][1:])]
+)
 def test_what_a_fork_cannot_take_along_is_named(suite, thing) -> None:
     code, said = UNSAFE[thing]
     suite.conftest(code)
@@ -271,7 +273,7 @@ BREAKPOINTS = """
 """
 
 
-@pytest.mark.parametrize("more", [(), ("-s",)])
+@pytest.mark.parametrize("more", [(), pytest.param(("-s",), marks=pytest.mark.slow)])
 def test_one_worker_after_the_other_has_the_terminal_at_a_breakpoint(suite, more, sit_down) -> None:
     suite.tests(BREAKPOINTS)
     keyboard = sit_down(suite, "-n2", f"--mpcluster={suite.mode}", *more)
