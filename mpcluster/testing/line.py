@@ -7,6 +7,7 @@ what it writes to its standard streams, all in execnet's receiver thread for thi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -177,11 +178,17 @@ class ControllerEnd(_Stream):
         self._wait_until_over(LOST_PATIENCE)
 
     def write(self, data: bytes, /) -> None:
-        """Write all of it; from execnet's last message on, the worker may go."""
+        """Write all of it; from execnet's last message on, the worker may go.
+
+        A worker that has died is no error here: the receiver tells of its end, and xdist then
+        gives its tests to others. As an error it would end the whole run, where xdist was about
+        to give more to the one while the death of another is dealt with.
+        """
         # Before it is sent: the answer, the end of the stream, may come at once.
         if data[0] == Message.GATEWAY_TERMINATE:
             self._told_to_go = True
-        super().write(data)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            super().write(data)
 
     def _wait_until_over(self, patience: float | None) -> bool:
         deadline = None if patience is None else time.monotonic() + patience

@@ -20,8 +20,8 @@ def outcomes_are_one_each(done, number: int) -> None:
     ("code", "said"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
-        ("faulthandler._sigsegv()", "killed by SIGSEGV"),
-        ("os.abort()", "killed by SIGABRT"),
+        pytest.param("faulthandler._sigsegv()", "killed by SIGSEGV", marks=pytest.mark.slow),
+        pytest.param("os.abort()", "killed by SIGABRT", marks=pytest.mark.slow),
         ("os._exit(3)", "exited with status 3"),
     ],
 )
@@ -114,7 +114,14 @@ def test_death_of_the_template_while_it_collects_ends_the_run(collected) -> None
     assert "the process that forks the workers" in done.text
 
 
-@pytest.mark.parametrize("when", ["setup", "call", "teardown"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param("setup", marks=pytest.mark.slow),
+        "call",
+        pytest.param("teardown", marks=pytest.mark.slow),
+    ],
+)
 def test_death_while_reporting_leaves_every_test_with_an_outcome(suite, when) -> None:
     suite.conftest(f"""
         import os, signal
@@ -187,6 +194,7 @@ def test_a_test_that_hangs_is_killed_and_shows_where(suite) -> None:
     assert "in test_hangs" in done.text
 
 
+@pytest.mark.slow
 def test_one_that_minds_no_sigabrt_is_killed(forked) -> None:
     forked.tests("""
         import signal, threading

@@ -40,7 +40,16 @@ def test_outcomes_are_those_of_plain_pytest(suite) -> None:
     assert len(ours.cases) == 26
 
 
-@pytest.mark.parametrize("dist", ["load", "loadscope", "loadfile", "loadgroup", "worksteal"])
+@pytest.mark.parametrize(
+    "dist",
+    [
+        "load",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("loadscope", "loadfile", "loadgroup", "worksteal")
+        ),
+    ],
+)
 def test_every_way_of_distribution_runs_each_test_once(suite, dist) -> None:
     for name in ("test_one.py", "test_two.py"):
         suite.tests(OUTCOMES, name)
@@ -53,6 +62,7 @@ def test_each_runs_each_test_in_each_worker(suite) -> None:
     suite.run("--dist", "each").assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_a_group_stays_together(suite) -> None:
     suite.tests("""
         import os, pytest
@@ -81,6 +91,7 @@ def test_captured_output_and_the_explained_assertion_are_in_the_report(suite) ->
     assert "UserWarning: mind this" in text
 
 
+@pytest.mark.slow
 def test_what_a_conftest_prints_is_in_the_first_report_as_with_xdist(suite) -> None:
     suite.conftest("print('said by the conftest')")
     suite.tests("import missing_module")
@@ -162,6 +173,7 @@ def test_maxprocesses_and_maxfail_hold(suite) -> None:
     assert "created: 1/1 worker" in done.text
 
 
+@pytest.mark.slow
 def test_last_failed_runs_what_failed(suite) -> None:
     suite.tests(OUTCOMES)
     suite.run("-p", "cacheprovider")
@@ -212,6 +224,7 @@ def test_fixtures_of_the_session_are_torn_down_in_each_worker(suite) -> None:
     assert not list(suite.path.glob("temporary-*"))
 
 
+@pytest.mark.slow
 def test_a_worker_has_the_time_that_its_end_takes(suite) -> None:
     suite.conftest("""
         import atexit, pathlib, time
@@ -273,6 +286,7 @@ def test_with_an_interpreter_of_another_spec_xdist_starts_it_itself(forked) -> N
     assert sorted(done.lines("^forked")) == ["forked False", "forked True"]
 
 
+@pytest.mark.slow
 def test_a_worker_behind_a_proxy_is_execnets(forked) -> None:
     forked.tests("def test_it(): pass")
     specs = ("--px=popen//id=proxy", "--tx=popen//via=proxy", "--tx=popen")

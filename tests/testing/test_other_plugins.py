@@ -8,6 +8,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each runs pytest twice, with one more plugin to import
+
 CODE = """
     def used(flag):
         if flag:
