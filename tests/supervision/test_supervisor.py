@@ -67,6 +67,17 @@ def pid_in(diary: Diary, slot: int, *, but: tuple[int, ...] = ()) -> int:
     return int(found()[-1])
 
 
+def until_ready(supervisor: Supervisor, count: int) -> None:
+    """Wait until so many workers are ready, those included that are so already."""
+    told = Diary()
+    supervisor.on("ready", lambda worker: told.write(worker.id))
+    known = {one.worker_id for one in supervisor.status() if one.state is SlotState.READY}
+    with told._written:
+        assert told._written.wait_for(
+            lambda: len(known | {line[0] for line in told.lines}) >= count, PATIENCE
+        ), (known, told)
+
+
 def test_a_killed_worker_is_replaced_and_the_new_one_has_its_slot(
     supervise: Callable[..., Supervisor],
 ) -> None:
@@ -85,10 +96,8 @@ def test_a_worker_that_listens_is_ready(supervise: Callable[..., Supervisor]) ->
         with cluster.listen(("127.0.0.1", 0)):
             signal.pause()
 
-    ready = Diary()
     supervisor = supervise(serve, 2)
-    supervisor.on("ready", lambda worker: ready.write(worker.id))
-    ready.until_count(2)
+    until_ready(supervisor, 2)
     assert {one.state for one in supervisor.status()} == {SlotState.READY}
 
 
@@ -125,7 +134,8 @@ def test_a_reload_replaces_every_worker_and_the_port_answers_all_the_time(
     cluster.on("listening", lambda _worker, address: addresses.write(address))
     cluster.on("death", lambda worker: ended.write(worker.exitcode))
     supervisor = supervise(serve, 2)
-    addresses.until_count(2)
+    until_ready(supervisor, 2)
+    addresses.until_count(1)
     address: Any = addresses.lines[0][0]
 
     def ask() -> int:
@@ -154,10 +164,11 @@ def test_a_replacement_that_does_not_get_ready_aborts_the_reload(
             raise SystemExit(7)
         say_slot_and_stay()
 
-    diary, told = diary_of_messages(), Diary()
+    told = Diary()
     supervisor = supervise(program, 2)
     supervisor.on("reload", told.write)
-    pids = [pid_in(diary, 0), pid_in(diary, 1)]
+    until_ready(supervisor, 2)
+    pids = [one.pid for one in supervisor.status()]
     broken.touch()
     error = supervisor.reload().exception(PATIENCE)
     assert isinstance(error, ReloadAbortedError)
