@@ -701,6 +701,7 @@ def test_a_backlog_told_while_the_watcher_flushes_is_not_forgotten(
     def target() -> None:
         worker = mpcluster.worker
         assert worker is not None
+        mpcluster.send("reads nothing")  # who is spoken to before he has begun, reads at once
         release_me.wait()
         total = 0
 
@@ -719,6 +720,7 @@ def test_a_backlog_told_while_the_watcher_flushes_is_not_forgotten(
         one = ClusterProcess(target=target)
         diary = Diary().follow(one)
         one.start()
+        diary.until("message", "reads nothing")
         assert one._life is not None
         channel = one._life.downstream().channel
         flush = channel.flush
