@@ -157,6 +157,8 @@ class Outbox:
         #: sees by them whether its frame is through and whether anything moves.
         self.entered = 0
         self.left = 0
+        #: Bytes ever handed over.
+        self.written = 0
 
     def __bool__(self) -> bool:
         return bool(self._frames)
@@ -202,7 +204,7 @@ class Outbox:
                 if self._frames[0].plain:
                     self._write_together(sock)
                 else:
-                    self._gone(self._frames[0].write(sock))
+                    self._handed_over(self._frames[0].write(sock))
                     self._forget_sent()
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -228,7 +230,7 @@ class Outbox:
             if len(frame.pieces) > room:
                 break
         count = sock.sendmsg(pieces, (), NO_SIGNAL)
-        self._gone(count)
+        self._handed_over(count)
         while count:
             frame = self._frames[0]
             taken = min(count, frame.size - frame.sent)
@@ -239,6 +241,10 @@ class Outbox:
     def _forget_sent(self) -> None:
         if self._frames and self._frames[0].sent == self._frames[0].size:
             self._frames.popleft()
+
+    def _handed_over(self, count: int) -> None:
+        self.written += count
+        self._gone(count)
 
     def _gone(self, count: int) -> None:
         self.size -= count
