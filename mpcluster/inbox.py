@@ -196,6 +196,7 @@ class Inbox:
     def _cut_up_to(self, last: int) -> int:
         """Cut the whole frames in front of that place in the buffer; their size in bytes."""
         cut = 0
+        shape: Shape | None
         data, whole = self._buffer, self._whole
         buffer = memoryview(data)
         # Nearly every frame is one small pickle, and this loop is what it costs to receive:

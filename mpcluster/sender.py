@@ -114,14 +114,16 @@ class Sender:
             ChannelFullError: The other side does not read; nothing was sent.
             ChannelClosedError: Either side has closed.
         """
-        pickled = pickling.dump(message)
-        segments, buffers, carried = pickled
+        pickled = pickling.dump_plain(message)
         mark = None
-        if len(segments) == 1 and len(segments[0]) <= _JOIN and not (buffers or carried):
-            mark = self._write_small(plain_header(kind, len(segments[0])) + segments[0])
+        if type(pickled) is bytes and len(pickled) <= _JOIN:
+            mark = self._write_small(plain_header(kind, len(pickled)) + pickled)
+            if mark == 0:
+                return  # as nearly all
         if mark is None:
             may_wait = may_wait and not self.must_not_wait()
-            frame = self._frame(pickled, kind, may_wait=may_wait)
+            parts = pickled if isinstance(pickled, tuple) else ([pickled], [], [])
+            frame = self._frame(parts, kind, may_wait=may_wait)
             # An order or an answer that did not get through would leave the other side
             # waiting for ever. It is small, and those who send them must not wait.
             urgent = kind is Kind.CONTROL and not may_wait
@@ -151,7 +153,7 @@ class Sender:
                 if lane.write(data, self._direct + outbox.written):
                     return 0
                 self._leave_lane(lane)
-                if outbox.size:
+                if outbox:
                     return None
             try:
                 sent = self._send_now(data, NO_SIGNAL)

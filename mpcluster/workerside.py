@@ -102,7 +102,7 @@ class Worker:
             ChannelClosedError: The channel is closed.
             ChannelFullError: The master has read nothing for ``send_timeout`` seconds.
         """
-        self._line().send(message)
+        (self._upstream or self._line()).send(message)
 
     @overload
     def on(self, event: str) -> Callable[[C], C]: ...
