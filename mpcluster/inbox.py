@@ -69,7 +69,9 @@ class Inbox:
         self._buffer = bytearray(_FIRST_BUFFER)
         self._begin = self._end = 0  # what is in the buffer and not yet cut
         self._needed = HEADER.size  # bytes of the first frame there, as far as is known
-        self._cut_before = 0  # bytes cut out of what was in front of the buffer's first
+        # The position of the buffer's first byte in the stream, which counts from the LANE
+        # frame on: what came before has not all come this way (the greeting).
+        self._cut_before = 0
         self._lots: deque[list[int]] = deque()
         self._whole: list[Received] = []
         #: The other stream of the same channel, if the other side has opened one.
@@ -256,7 +258,8 @@ class Inbox:
         if not carried or self.lane is not None:
             close_all(carried)
             raise MalformedFrame("a lane came without its descriptor, or a second one")
-        self.lane = LaneInbox(carried[0], self)
+        self.lane = LaneInbox(carried[0], self, self._sock, self._whole)
+        self._cut_before = -self._begin  # from here on positions count, on both sides
 
     def _deliver_parts(self, kind: Kind, shape: Shape, body: memoryview) -> int:
         """A message of several parts; its size in bytes."""
@@ -315,18 +318,19 @@ class Inbox:
 
 
 class LaneInbox(Inbox):
-    """What has come by the lane: small messages, in the order that the socket's say.
+    """What has come by the lane (:mod:`mpcluster.lane`): small messages.
 
     Args:
-        fd: The lane's reading end; owned, and whoever has this closes it.
+        fd: The lane's reading end; owned, and whoever has the inbox closes it.
         first: What has come by the socket.
+        whole: Where both put their messages.
     """
 
-    def __init__(self, fd: int, first: Inbox) -> None:
-        super().__init__(first._sock, first.label)
+    def __init__(self, fd: int, first: Inbox, sock: socket.socket, whole: list[Received]) -> None:
+        super().__init__(sock, first.label)
         self.fd = fd
         self._first = first
-        self._whole = first._whole
+        self._whole = whole
 
     def _read(self) -> bool:
         if self.over:

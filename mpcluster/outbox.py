@@ -204,8 +204,7 @@ class Outbox:
                 if self._frames[0].plain:
                     self._write_together(sock)
                 else:
-                    self._handed_over(self._frames[0].write(sock))
-                    self._forget_sent()
+                    self._write_alone(self._frames[0], sock)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -216,6 +215,14 @@ class Outbox:
             frame.drop()
         self._frames.clear()
         self._gone(self.size)
+
+    def _write_alone(self, frame: Outgoing, sock: socket.socket) -> None:
+        before = frame.sent
+        try:
+            frame.write(sock)
+        finally:  # it may have taken a part, and then no more
+            self._handed_over(frame.sent - before)
+            self._forget_sent()
 
     def _write_together(self, sock: socket.socket) -> None:
         """As many frames as fit, in one call, up to the next with descriptors."""

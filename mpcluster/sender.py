@@ -84,7 +84,9 @@ class Sender:
         self.opens_lane = False
         self._lane: Lane | None = None
         self._small = 0  # messages sent by the socket that a lane would have taken
-        self._direct = 0  # bytes written to the socket past the outbox
+        # Bytes written to the socket past the outbox; with those that it has written, the
+        # position in the socket's stream, which counts from the LANE frame on.
+        self._direct = 0
         self._tried = 0  # the outbox's `entered` when it was last written
         self._told = False  # that the watcher knows of the backlog
         self._taking_in = False
@@ -184,6 +186,7 @@ class Sender:
             lane.close()
             return 0  # the next message says so; this one was sent
         self._lane = lane
+        self._direct = -self._outbox.written - self._outbox.size
         return mark
 
     def _leave_lane(self, lane: Lane) -> None:
