@@ -49,6 +49,11 @@ class Channel(Sender):
         """The descriptor to watch; -1 when closed."""
         return self._socket.fileno()
 
+    def lane_fileno(self) -> int:
+        """The lane's descriptor to watch, too; -1 where there is none, or at its end."""
+        lane = self._inbox.lane
+        return -1 if lane is None or lane.over or self._line.closed else lane.fd
+
     @property
     def label(self) -> str:
         """Who is at the other end, for errors and the log."""
@@ -80,7 +85,7 @@ class Channel(Sender):
 
     # -- receiving ------------------------------------------------------------------------
 
-    def receive(self, limit_bytes: int = 1 << 20) -> list[Received]:
+    def receive(self, limit_bytes: int = 1 << 20, *, by_lane: bool = False) -> list[Received]:
         """All whole messages that are there. Never blocks; one thread at a time.
 
         An empty list means that there was none, or that it is over: :attr:`eof`,
@@ -90,13 +95,14 @@ class Channel(Sender):
         Args:
             limit_bytes: Read no more once the messages measure so much; what is left keeps
                 the descriptor readable.
+            by_lane: Look at the lane alone: only its descriptor is readable.
         """
         with self._lock:
             if self._line.closed:
                 return []
             self._line.enter()
         try:
-            received = self._inbox.take(limit_bytes)
+            received = self._inbox.take(limit_bytes, by_lane=by_lane)
             if self._inbox.acknowledged or self._inbox.taken_over:
                 self._settle()
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mpcluster import family, messages, watcher
 from mpcluster.address import Address
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Downstream"]
 
-_USER: Final = Kind.USER
-
 
 class Downstream:
     """What is said between a worker and its parent.
@@ -37,7 +35,7 @@ class Downstream:
         process: The worker.
         fd: This side's end of the line; taken over.
         label: Who is at the other end.
-        emit: Told of an event of this worker.
+        tell_messages: Delivers the users' messages that stand first in what has arrived.
         settings: Those that the worker was forked with.
     """
 
@@ -48,21 +46,23 @@ class Downstream:
         fd: int,
         *,
         label: str,
-        emit: Callable[..., object],
+        tell_messages: Callable[[ClusterProcess, deque[Received]], object],
         settings: Settings,
     ) -> None:
         self.channel = Channel(
             fd, label=label, limit=settings.channel_limit, send_timeout=settings.send_timeout
         )
         self.channel.read_elsewhere = True
+        self.channel.opens_lane = True
         self.channel.on_backlog = self._want_write
         self.channel.must_not_wait = watcher.in_thread
         self._life = life
         self._process = process
-        self._emit = emit
+        self._tell_messages = tell_messages
         # What has come and is not yet told. A callback may close this worker's process,
         # which tells the rest and the end within: order holds for it too.
         self._arrived: deque[Received] = deque()
+        self._lane = -1  # the descriptor that is watched for it
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.channel!r}>"
@@ -93,26 +93,41 @@ class Downstream:
         if events & watcher.READABLE:
             self.take_in()
 
-    def take_in(self) -> bool:
+    def _on_lane(self, _events: int) -> None:
+        self.take_in(by_lane=True)
+
+    def take_in(self, *, by_lane: bool = False) -> bool:
         """Handle what is there on the channel; returns whether there was anything."""
         try:
-            batch = self.channel.receive()
+            batch = self.channel.receive(by_lane=by_lane)
         except Exception as error:  # noqa: BLE001
             # Ours to mend, and no reason to stop watching this worker, or to spin.
             report(f"the {self.channel} failed; it is closed", error, self._process)
             self._life.lose_channel()
             return False
+        if self.channel.lane_fileno() != self._lane:
+            self._watch_lane()
         arrived = self._arrived
         arrived += batch
         while arrived:
-            received = arrived.popleft()
-            if received.kind is _USER and received.error is None:
-                self._emit("message", received.message, weight=received.size)
-            else:
-                self._handle(received)
+            self._tell_messages(self._process, arrived)
+            if arrived:
+                self._handle(arrived.popleft())
         if self.channel.eof:
             self._life.lose_channel()
         return bool(batch)
+
+    def _watch_lane(self) -> None:
+        """It has come, or it has ended: that is no reason to wake up for ever."""
+        watcher.current().remove(self._lane)
+        self._lane = self.channel.lane_fileno()
+        if self._lane >= 0:
+            watcher.current().add(self._lane, self._on_lane)
+
+    def close(self) -> None:
+        """Close the channel."""
+        watcher.current().remove(self._lane)
+        self.channel.close()
 
     def end(self) -> None:
         """The channel is closed, and the worker's death about to be told."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from mpcluster.logs import logger
 
-__all__ = ["Emitter", "KeptEvents", "call", "report"]
+__all__ = ["Emitter", "KeptEvents", "call", "report", "report_callback"]
 
 Callback: TypeAlias = Callable[..., object]
 C = TypeVar("C", bound=Callback)
@@ -69,9 +69,15 @@ def call(callback: Callback, *args: object, expected: tuple[type[BaseException],
     except expected:
         pass
     except BaseException as error:  # noqa: BLE001
-        # SystemExit too: a callback runs in the watcher's thread, which is not the
-        # program's to end.
-        report(f"callback {callback!r} raised", error, callback)
+        report_callback(callback, error)
+
+
+def report_callback(callback: Callback, error: BaseException) -> None:
+    """Tell of what a user's callback has raised.
+
+    SystemExit too: a callback runs in the watcher's thread, which is not the program's to end.
+    """
+    report(f"callback {callback!r} raised", error, callback)
 
 
 class _Subscription(NamedTuple):
@@ -95,7 +101,12 @@ class Emitter:
         self._subscribed = subscribed
         self._subscriptions: dict[str, tuple[_Subscription, ...]] = {}
         # The callbacks of each event all of whose subscriptions last, ready to be called.
-        self._ready: dict[str, tuple[Callback, ...]] = {}
+        self._ready: dict[str, tuple[Callback, ...]] = dict.fromkeys(self.names, ())
+        #: As :meth:`take`, but None where somebody subscribed for one time only.
+        self.lasting: Callable[[str], tuple[Callback, ...] | None] = self._ready.get
+        #: Another one after every change. Who has read it before he asked for callbacks may
+        #: go on with these for as long as it is the same.
+        self.version = 0
         # Taken to replace one tuple by another, by any thread; nothing is called and
         # nothing is written while it is held. Re-entrant for the sake of signal handlers. A
         # forked child drops its parent's emitters.
@@ -147,8 +158,6 @@ class Emitter:
         ready = self._ready.get(event)
         if ready is not None:
             return ready
-        if event not in self._subscriptions:
-            return ()
         with self._lock:
             present = self._subscriptions.get(event, ())
             self._replace(event, tuple(s for s in present if not s.once))
@@ -161,12 +170,14 @@ class Emitter:
             self._ready.pop(event, None)
         else:
             self._ready[event] = tuple(subscription.callback for subscription in subscriptions)
+        self.version += 1
 
     def clear(self) -> None:
         """Forget every subscription."""
         with self._lock:
             self._subscriptions.clear()
-            self._ready.clear()
+            self._ready.update(dict.fromkeys(self.names, ()))
+            self.version += 1
 
 
 class _Kept(NamedTuple):

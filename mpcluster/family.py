@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Final
 
 from mpcluster import perprocess, watcher
 from mpcluster.configuration import Settings
-from mpcluster.events import Emitter, KeptEvents, call, report
+from mpcluster.events import Callback, Emitter, KeptEvents, call, report, report_callback
 from mpcluster.forking import EndingError
 from mpcluster.logs import logger
+from mpcluster.wire import Kind
 
 if TYPE_CHECKING:
     from mpcluster import messages
     from mpcluster.process import ClusterProcess
+    from mpcluster.wire import Received
 
 __all__ = ["CLUSTER_EVENTS", "WORKER_EVENTS", "Family", "current"]
 
@@ -46,6 +48,7 @@ SLICE: Final = 0.5
 
 
 _EXPECTED: Final = (EndingError,)
+_USER: Final = Kind.USER
 
 
 class Upward:
@@ -154,9 +157,46 @@ class Family:
             if event == "death":
                 self._keep_of_the_dead(key)
             return
-        if any(self.hears(worker, earlier) for earlier in self._kept.events(key)):
-            self._hand_over(key)  # its subscriber is as new as this event
+        self._hand_over_what_is_earlier(worker)
         self._deliver(worker, event, args)
+
+    def tell_messages(self, worker: ClusterProcess, arrived: deque[Received]) -> None:
+        """Deliver the users' messages that stand first in ``arrived``.
+
+        This loop is what a message costs here. Whoever subscribes or leaves meanwhile counts
+        from the next message on.
+        """
+        its, everybodys = worker.emitter, self.emitter
+        first: tuple[Callback, ...] | None = None
+        then: tuple[Callback, ...] | None = None
+        its_version = everybodys_version = -1
+        while arrived:
+            received = arrived.popleft()
+            kind, message, size, error = received
+            if kind is not _USER or error is not None:
+                arrived.appendleft(received)
+                return
+            while its.version != its_version or everybodys.version != everybodys_version:
+                its_version, everybodys_version = its.version, everybodys.version
+                first, then = its.lasting("message"), everybodys.lasting("message")
+                self._hand_over_what_is_earlier(worker)
+            if first is None or then is None or not (first or then) or self._silent:
+                self.emit(worker, "message", message, weight=size)
+                continue
+            for callback in first:
+                try:
+                    callback(message)
+                except EndingError:
+                    pass
+                except BaseException as raised:  # noqa: BLE001
+                    report_callback(callback, raised)
+            for callback in then:
+                try:
+                    callback(worker, message)
+                except EndingError:
+                    pass
+                except BaseException as raised:  # noqa: BLE001
+                    report_callback(callback, raised)
 
     def _deliver(self, worker: ClusterProcess, event: str, args: tuple[object, ...]) -> bool:
         """Call those who hear it; was there anybody?"""
@@ -173,6 +213,12 @@ class Family:
             if self._kept.events(worker.id):
                 self._keep_of_the_dead(worker.id)
         return True
+
+    def _hand_over_what_is_earlier(self, worker: ClusterProcess) -> None:
+        """Its subscriber may be as new as the event that comes next."""
+        key = worker.id
+        if any(self.hears(worker, earlier) for earlier in self._kept.events(key)):
+            self._hand_over(key)
 
     def hears(self, worker: ClusterProcess, event: str) -> bool:
         """Has anybody a callback for this event of this worker? Any thread."""

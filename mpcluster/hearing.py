@@ -5,7 +5,7 @@ Imported with the channel, when the worker first has something to say or to list
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mpcluster import messages, watcher
 from mpcluster.configuration import Settings
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["line"]
 
+_USER: Final = Kind.USER
+
 
 def line(worker: Worker, connection: int, settings: Settings) -> Upstream:
     """Make the line of ``worker`` to its parent out of the descriptor ``connection``."""
@@ -28,8 +30,8 @@ def line(worker: Worker, connection: int, settings: Settings) -> Upstream:
             worker.lose_parent()
         elif received.error is not None:
             report(f"a message of the master to worker {worker.id}", received.error, worker)
-        elif received.kind is Kind.USER:
-            worker.emit("message", received.message, weight=received.size)
+        elif received.kind is _USER:
+            worker.hear(received.message, received.size)
         elif isinstance(received.message, messages.Disconnect):
             worker.leave()
         elif isinstance(received.message, messages.Ping):

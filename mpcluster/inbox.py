@@ -12,8 +12,10 @@ import array
 import contextlib
 import errno
 import logging
+import os
 import pickle
 import socket
+import sys
 from collections import deque
 from typing import Final
 
@@ -21,7 +23,7 @@ from mpcluster import descriptors, memfd, pickling, wire
 from mpcluster.errors import SerializationError
 from mpcluster.wire import HEADER, Kind, MalformedFrame, Received, Shape
 
-__all__ = ["Inbox", "close_all", "open_parts"]
+__all__ = ["Inbox", "LaneInbox", "close_all", "open_parts"]
 
 _log = logging.getLogger("mpcluster")
 
@@ -33,6 +35,9 @@ _FIRST_BUFFER: Final = 1 << 12
 # As plain numbers: `&` on an IntFlag is Python code, and costs as much as the call itself.
 _CTRUNC: Final = int(socket.MSG_CTRUNC)
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+_SYNC: Final = Kind.SYNC
+#: In the place of a shape: one small pickle, as nearly all are.
+_PLAIN: Final = Shape(in_memory=False, descriptors=0, buffers=0)
 #: Makes a `Received` without the constructor's frame in Python.
 _received: Final = tuple.__new__
 #: Bytes for one lot of descriptors beside the data.
@@ -64,28 +69,69 @@ class Inbox:
         self._buffer = bytearray(_FIRST_BUFFER)
         self._begin = self._end = 0  # what is in the buffer and not yet cut
         self._needed = HEADER.size  # bytes of the first frame there, as far as is known
+        # The position of the buffer's first byte in the stream, which counts from the LANE
+        # frame on: what came before has not all come this way (the greeting).
+        self._cut_before = 0
         self._lots: deque[list[int]] = deque()
         self._whole: list[Received] = []
+        #: The other stream of the same channel, if the other side has opened one.
+        self.lane: LaneInbox | None = None
 
-    def take(self, limit: int) -> list[Received]:
+    def take(self, limit: int, *, by_lane: bool = False) -> list[Received]:
         """All messages that are there; reads on no longer than until ``limit`` bytes.
 
         An empty list means that nothing whole was there, or that it is over.
+
+        Args:
+            limit: For each of the two streams.
+            by_lane: Only what has come by the lane, and what it follows.
         """
         try:
-            # An exception of a signal handler may have left whole frames in the buffer.
-            cut = self._cut() if self._begin < self._end else 0
-            more = True
-            while more and (cut < limit or not self._whole):
-                more = self._read()
-                cut += self._cut()
+            if self.lane is not None:
+                self.lane.drain(limit)
+            if not by_lane:
+                self.drain(limit)
+                if self.eof and self.lane is not None:
+                    self.lane.drain(sys.maxsize)  # what was written after the look into it
         except MalformedFrame as error:
             _log.warning("%s sends what is no message; nothing more is read: %s", self.label, error)
             self.broken = self.over = True
         if self.over:
             self.close()
-        whole, self._whole = self._whole, []
+        whole = self._whole[:]
+        self._whole.clear()  # the lane has the same list
         return whole
+
+    def drain(self, limit: int) -> None:
+        """Cut what is there; read on no longer than until ``limit`` bytes.
+
+        Raises:
+            MalformedFrame: Something came that is no message.
+        """
+        # An exception of a signal handler may have left whole frames in the buffer.
+        cut = self._cut() if self._begin < self._end else 0
+        more = True
+        while more and (cut < limit or not self._whole):
+            more = self._read()
+            cut += self._cut()
+
+    def advance(self, position: int) -> None:
+        """Cut what stands before ``position`` in this stream: it comes before the caller's.
+
+        It has been written before the other stream said so, so it is there.
+
+        Raises:
+            MalformedFrame: It is not.
+        """
+        while self._cut_before + self._begin < position:
+            come = self._cut_before + self._end
+            self._cut_up_to(min(self._end, position - self._cut_before))
+            if come < position:
+                self._read()
+                if self._cut_before + self._end == come:
+                    raise MalformedFrame(f"{position} bytes are announced, {come} have come")
+            elif self._cut_before + self._begin < position:
+                raise MalformedFrame(f"no frame ends at {position} bytes")
 
     def close(self) -> None:
         """Drop what is not yet cut, and close the descriptors that came with it."""
@@ -93,6 +139,8 @@ class Inbox:
         self._begin = self._end = 0
         while self._lots:
             close_all(self._lots.popleft())
+        if self.lane is not None:
+            self.lane.close()
 
     def _read(self) -> bool:
         """Read once; is there more to read?"""
@@ -137,13 +185,21 @@ class Inbox:
             return
         elif self._begin:
             self._buffer[:have] = self._buffer[self._begin : self._end]
+        self._cut_before += self._begin
         self._begin, self._end = 0, have
 
     def _cut(self) -> int:
         """Cut all whole frames out of the buffer; their size in bytes."""
+        cut = self._cut_up_to(self._end)
+        if self._lots and self._begin == self._end:
+            raise MalformedFrame("descriptors came that belong to no frame")
+        return cut
+
+    def _cut_up_to(self, last: int) -> int:
+        """Cut the whole frames in front of that place in the buffer; their size in bytes."""
         cut = 0
         shape: Shape | None
-        data, last, whole = self._buffer, self._end, self._whole
+        data, whole = self._buffer, self._whole
         buffer = memoryview(data)
         # Nearly every frame is one small pickle, and this loop is what it costs to receive:
         # so what it needs is at hand, and the usual header is read without a call.
@@ -155,7 +211,7 @@ class Inbox:
         )
         while last - self._begin >= size:
             beginning, length = read_plain(data, self._begin)
-            kind, shape = plain_kind(beginning), None
+            kind, shape = plain_kind(beginning), _PLAIN
             if kind is None or not length:
                 kind, length, shape = wire.parse(data, self._begin)
             begin = self._begin + size
@@ -163,24 +219,47 @@ class Inbox:
             if end > last:
                 self._needed = end - self._begin
                 return cut
+            if shape is not _PLAIN:
+                if kind is _SYNC:
+                    # First this: if a signal's handler raises in it, it is asked once more.
+                    self._follow(wire.amount(buffer[begin:end]))
+                self._begin = end
+                cut += self._take_in(kind, shape, buffer[begin:end])
+                continue
             self._begin = end
-            body = buffer[begin:end]
-            if shape is not None:
-                cut += self._deliver_parts(kind, shape, body)
-            elif kind is Kind.ACK:
-                self.acknowledged += wire.amount(body)
+            cut += length
+            try:
+                message = loads(buffer[begin:end])
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's __setstate__
+                self._failed(kind, length, error)
             else:
-                cut += length
-                try:
-                    message = loads(body)
-                except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's __setstate__
-                    self._failed(kind, length, error)
-                else:
-                    whole.append(_received(Received, (kind, message, length, None)))
+                whole.append(_received(Received, (kind, message, length, None)))
         self._needed = HEADER.size
-        if self._lots and self._begin == self._end:
-            raise MalformedFrame("descriptors came that belong to no frame")
         return cut
+
+    def _take_in(self, kind: Kind, shape: Shape | None, body: memoryview) -> int:
+        """All but the usual frames; a message's size in bytes."""
+        if kind is Kind.ACK:
+            self.acknowledged += wire.amount(body)
+        elif kind is Kind.LANE:
+            self._open_lane(self._carried(1))
+        elif shape is not None:
+            return self._deliver_parts(kind, shape, body)
+        return 0
+
+    def _follow(self, position: int) -> None:
+        """What stands before that position in the other stream comes first."""
+        if self.lane is None:
+            raise MalformedFrame("a lane is named, and there is none")
+        self.lane.advance(position)
+
+    def _open_lane(self, carried: list[int]) -> None:
+        """The other side goes on by a lane, and this is its reading end."""
+        if not carried or self.lane is not None:
+            close_all(carried)
+            raise MalformedFrame("a lane came without its descriptor, or a second one")
+        self.lane = LaneInbox(carried[0], self, self._sock, self._whole)
+        self._cut_before = -self._begin  # from here on positions count, on both sides
 
     def _deliver_parts(self, kind: Kind, shape: Shape, body: memoryview) -> int:
         """A message of several parts; its size in bytes."""
@@ -236,6 +315,43 @@ class Inbox:
                 close_all(numbers)
                 raise MalformedFrame("more descriptors came than are announced")
         return numbers
+
+
+class LaneInbox(Inbox):
+    """What has come by the lane (:mod:`mpcluster.lane`): small messages.
+
+    Args:
+        fd: The lane's reading end; owned, and whoever has the inbox closes it.
+        first: What has come by the socket.
+        whole: Where both put their messages.
+    """
+
+    def __init__(self, fd: int, first: Inbox, sock: socket.socket, whole: list[Received]) -> None:
+        super().__init__(sock, first.label)
+        self.fd = fd
+        self._first = first
+        self._whole = whole
+
+    def _read(self) -> bool:
+        if self.over:
+            return False
+        self._make_room()
+        room = memoryview(self._buffer)[self._end :]
+        try:
+            count = os.readv(self.fd, [room])
+        except BlockingIOError:
+            return False
+        self.over = not count
+        self._end += count
+        return count == len(room)
+
+    def _follow(self, position: int) -> None:
+        self._first.advance(position)
+
+    def _take_in(self, kind: Kind, shape: Shape | None, body: memoryview) -> int:
+        if kind is not _SYNC:
+            raise MalformedFrame(f"{kind!r} came by a lane")
+        return super()._take_in(kind, shape, body)
 
 
 def open_parts(

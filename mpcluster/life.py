@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import _socket  # the bare calls, where gevent has replaced the module's
 import errno
-import functools
 import os
 import signal
 import threading
@@ -168,13 +167,12 @@ class Life:
                 label = f"worker {self._number} (pid {self._popen.pid})"
                 if self._fd < 0:
                     raise ChannelClosedError(errno.EPIPE, f"the channel to {label} is closed")
-                emit = functools.partial(self._family.emit, self._process)
                 self._downstream = Downstream(
                     self,
                     self._process,
                     self._fd,
                     label=label,
-                    emit=emit,
+                    tell_messages=self._family.tell_messages,
                     settings=self._settings,
                 )
                 self.listen()
@@ -314,7 +312,7 @@ class Life:
         if fd >= 0:
             watcher.current().remove(fd)
             if self._downstream is not None:
-                self._downstream.channel.close()
+                self._downstream.close()
             else:
                 descriptors.close(fd)
             self.step(Step.DISCONNECT)

@@ -157,6 +157,8 @@ class Outbox:
         #: sees by them whether its frame is through and whether anything moves.
         self.entered = 0
         self.left = 0
+        #: Bytes ever handed over.
+        self.written = 0
 
     def __bool__(self) -> bool:
         return bool(self._frames)
@@ -202,8 +204,7 @@ class Outbox:
                 if self._frames[0].plain:
                     self._write_together(sock)
                 else:
-                    self._gone(self._frames[0].write(sock))
-                    self._forget_sent()
+                    self._write_alone(self._frames[0], sock)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -214,6 +215,14 @@ class Outbox:
             frame.drop()
         self._frames.clear()
         self._gone(self.size)
+
+    def _write_alone(self, frame: Outgoing, sock: socket.socket) -> None:
+        before = frame.sent
+        try:
+            frame.write(sock)
+        finally:  # it may have taken a part, and then no more
+            self._handed_over(frame.sent - before)
+            self._forget_sent()
 
     def _write_together(self, sock: socket.socket) -> None:
         """As many frames as fit, in one call, up to the next with descriptors."""
@@ -228,7 +237,7 @@ class Outbox:
             if len(frame.pieces) > room:
                 break
         count = sock.sendmsg(pieces, (), NO_SIGNAL)
-        self._gone(count)
+        self._handed_over(count)
         while count:
             frame = self._frames[0]
             taken = min(count, frame.size - frame.sent)
@@ -239,6 +248,10 @@ class Outbox:
     def _forget_sent(self) -> None:
         if self._frames and self._frames[0].sent == self._frames[0].size:
             self._frames.popleft()
+
+    def _handed_over(self, count: int) -> None:
+        self.written += count
+        self._gone(count)
 
     def _gone(self, count: int) -> None:
         self.size -= count

@@ -27,7 +27,7 @@ import cloudpickle
 from mpcluster import culprit, descriptors
 from mpcluster.errors import SerializationError
 
-__all__ = ["Carried", "Pickled", "Segment", "dump", "load"]
+__all__ = ["Carried", "Pickled", "Segment", "dump", "dump_plain", "load"]
 
 #: A piece of a pickle, or a buffer. Only ``bytes`` is sure not to change.
 Segment: TypeAlias = "bytes | bytearray | memoryview"
@@ -54,6 +54,12 @@ def dump(message: object) -> Pickled:
     Raises:
         SerializationError: It cannot travel; the text names the part that cannot.
     """
+    pickled = dump_plain(message)
+    return pickled if isinstance(pickled, tuple) else ([pickled], _NOTHING, _NOTHING)
+
+
+def dump_plain(message: object) -> bytes | Pickled:
+    """As :func:`dump`; just the bytes of a message that is one piece and nothing else."""
     try:
         # `pop` is atomic, and takes the pickler away from other threads, from a
         # `__reduce__` that sends on a channel, and from a child forked meanwhile.
@@ -65,8 +71,11 @@ def dump(message: object) -> Pickled:
     except Exception as error:  # whatever a user's __reduce__ raises
         raise SerializationError(culprit.describe(message, error, _attempt)) from error
     segments = pickler.segments
-    if len(segments) == 1 and pickler.is_plain:  # as nearly all are
-        pickled: Pickled = [segments.pop()], _NOTHING, _NOTHING
+    pickled: bytes | Pickled
+    piece = segments[0]
+    if len(segments) == 1 and pickler.is_plain and type(piece) is bytes:  # as nearly all are
+        pickled = piece
+        segments.clear()
         pickler.clear_memo()
     else:
         pickled = pickler.take()

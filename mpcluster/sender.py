@@ -14,10 +14,11 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from mpcluster import frames, memfd, pickling
+from mpcluster import descriptors, frames, memfd, pickling, wire
 from mpcluster.credit import Credit
 from mpcluster.errors import ChannelClosedError, ChannelFullError
 from mpcluster.inbox import Inbox
+from mpcluster.lane import Lane
 from mpcluster.line import Line
 from mpcluster.outbox import NO_ROOM, NO_SIGNAL, Outbox, Outgoing
 from mpcluster.pickling import Pickled
@@ -28,6 +29,8 @@ __all__ = ["Sender"]
 #: Bytes that gather behind a full kernel before a sender tries again to write them. Each
 #: try costs a call; the watcher, or whoever waits, writes as soon as there is room.
 _TRY_AGAIN: Final = 1 << 16
+#: Small messages after which a lane is made for those to come.
+_LANE_AFTER: Final = 64
 #: Bytes up to which a frame is joined and written in one piece: cheaper than two pieces.
 _JOIN: Final = 1 << 14
 
@@ -77,6 +80,13 @@ class Sender:
         self._credit = Credit(limit, self._lock)
         self._outbox = Outbox()
         self._inbox = Inbox(self._socket, label)
+        #: May it open a lane? The other side has to watch that, too.
+        self.opens_lane = False
+        self._lane: Lane | None = None
+        self._small = 0  # messages sent by the socket that a lane would have taken
+        # Bytes written to the socket past the outbox; with those that it has written, the
+        # position in the socket's stream, which counts from the LANE frame on.
+        self._direct = 0
         self._tried = 0  # the outbox's `entered` when it was last written
         self._told = False  # that the watcher knows of the backlog
         self._taking_in = False
@@ -106,14 +116,16 @@ class Sender:
             ChannelFullError: The other side does not read; nothing was sent.
             ChannelClosedError: Either side has closed.
         """
-        pickled = pickling.dump(message)
-        segments, buffers, carried = pickled
+        pickled = pickling.dump_plain(message)
         mark = None
-        if len(segments) == 1 and len(segments[0]) <= _JOIN and not (buffers or carried):
-            mark = self._write_small(plain_header(kind, len(segments[0])) + segments[0])
+        if type(pickled) is bytes and len(pickled) <= _JOIN:
+            mark = self._write_small(plain_header(kind, len(pickled)) + pickled)
+            if mark == 0:
+                return  # as nearly all
         if mark is None:
             may_wait = may_wait and not self.must_not_wait()
-            frame = self._frame(pickled, kind, may_wait=may_wait)
+            parts = pickled if isinstance(pickled, tuple) else ([pickled], [], [])
+            frame = self._frame(parts, kind, may_wait=may_wait)
             # An order or an answer that did not get through would leave the other side
             # waiting for ever. It is small, and those who send them must not wait.
             urgent = kind is Kind.CONTROL and not may_wait
@@ -136,19 +148,52 @@ class Sender:
         with self._lock:
             if self._line.closed or self._cut_off or self._inbox.over:
                 self._check_open()
-            if self._outbox.size:
+            outbox, lane = self._outbox, self._lane
+            if outbox.size:
                 return None
+            if lane is not None:
+                if lane.write(data, self._direct + outbox.written):
+                    return 0
+                self._leave_lane(lane)
+                if outbox:
+                    return None
             try:
                 sent = self._send_now(data, NO_SIGNAL)
             except OSError as error:
                 if error.errno in NO_ROOM:
                     return None
                 raise self._lost(error) from error
+            self._direct += sent
             if sent == len(data):
-                return 0
+                self._small += 1
+                return self._open_lane() if self._small == _LANE_AFTER and self.opens_lane else 0
             frame = Outgoing([data], len(data))
             frame.advance(sent)
-            return self._outbox.put(frame)
+            return outbox.put(frame)
+
+    def _open_lane(self) -> int:
+        """Make one and send its other end; as :meth:`_start`. Under the lock."""
+        try:
+            lane = Lane()
+        except OSError:
+            return 0  # too many descriptors: the socket does as well
+        data = wire.lane()
+        frame = Outgoing([data], len(data), (), [lane.give_reading_end()])
+        try:
+            mark = self._start(frame)
+        except ChannelClosedError:
+            frame.drop()
+            lane.close()
+            return 0  # the next message says so; this one was sent
+        self._lane = lane
+        self._direct = -self._outbox.written - self._outbox.size
+        return mark
+
+    def _leave_lane(self, lane: Lane) -> None:
+        """The next frame goes by the socket, where nothing waits. Under the lock."""
+        data = lane.leave()
+        if data:
+            self._start(Outgoing([data], len(data)))
 
     def _frame(self, pickled: Pickled, kind: Kind, *, may_wait: bool) -> Outgoing:
         """Put a message in its form: a memfd where that is cheaper, and there is room."""
@@ -172,6 +217,8 @@ class Sender:
             while True:
                 with self._lock:
                     self._check_open()
+                    if self._lane is not None and not self._outbox:
+                        self._leave_lane(self._lane)
                     if not self._outbox:
                         return self._start(frame)
                     if urgent or self._fits(frame.size):
@@ -195,6 +242,7 @@ class Sender:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise self._lost(error) from error
+        self._direct += frame.sent
         return 0 if frame.sent == frame.size else self._outbox.put(frame)
 
     def _write(self) -> None:
@@ -285,6 +333,8 @@ class Sender:
         try:
             poll = select.poll()
             poll.register(self._socket, write * select.POLLOUT | read * select.POLLIN)
+            if read and self._inbox.lane is not None and not self._inbox.lane.over:
+                poll.register(self._inbox.lane.fd, select.POLLIN)
             events = poll.poll(seconds * 1000)
             if read and self.on_readable and any(e & ~select.POLLOUT for _, e in events):
                 self._taking_in = True
@@ -306,6 +356,10 @@ class Sender:
         if last:
             self._line.close()
             self._inbox.close()
+            if self._inbox.lane is not None:
+                descriptors.close(self._inbox.lane.fd)
+            if self._lane is not None:
+                self._lane.close()
 
     def _check_open(self) -> None:
         if self._line.closed:

@@ -29,6 +29,7 @@ from mpcluster.wire import Kind, Received
 __all__ = ["Upstream"]
 
 logger = logging.getLogger("mpcluster")
+_CONTROL = Kind.CONTROL
 
 
 class Upstream:
@@ -50,12 +51,14 @@ class Upstream:
         self._connection = connection
         self._settings = settings
         self._handle = handle
-        # Guards the one making of the channel and the one start of reading. Taken by
-        # whoever is the first to send, subscribe or ask, and by the watcher; no signal
-        # handler of ours takes it. A child of this worker has a line of its own.
+        # Guards the one making of the channel, the one start of reading, and what is watched
+        # and closed. Taken by whoever is the first to send, subscribe or ask, and by who
+        # reads; no signal handler of ours takes it. A child of this worker has a line of its
+        # own.
         self._starting = threading.Lock()
         self._made: Channel | None = None
         self._attending = False
+        self._lane = -1  # the descriptor that is watched for it
         # Held by the one thread that reads: the watcher, or a sender that waits and reads
         # meanwhile because nobody else does, or did when it began to wait. Never waited for.
         self._reading = threading.Lock()
@@ -83,6 +86,7 @@ class Upstream:
             self._attending = True
             channel.read_elsewhere = True
             watcher.current().add(channel.fileno(), self._on_ready)
+        self._watch_lane(channel)
         if self._inbox:
             watcher.current().call_soon(self._handle_inbox)  # a sender has read it
 
@@ -152,6 +156,7 @@ class Upstream:
                         limit=self._settings.channel_limit,
                         send_timeout=self._settings.send_timeout,
                     )
+                    channel.opens_lane = True
                     channel.on_backlog = self._want_write
                     channel.on_readable = self._on_readable
                     channel.must_not_wait = watcher.in_thread
@@ -181,24 +186,42 @@ class Upstream:
             self._take_in()
             self._handle_inbox()
 
-    def _take_in(self) -> None:
+    def _on_lane(self, _events: int) -> None:
+        self._take_in(by_lane=True)
+        self._handle_inbox()
+
+    def _take_in(self, *, by_lane: bool = False) -> None:
         """Read what is there, unless another thread does so right now."""
         if self._reading.acquire(blocking=False):
             try:
-                self._read(self._channel())
+                self._read(self._channel(), by_lane=by_lane)
             finally:
                 self._reading.release()
 
-    def _read(self, channel: Channel) -> None:
+    def _watch_lane(self, channel: Channel) -> None:
+        """It has come, or it has ended: that is no reason to wake up for ever."""
+        with self._starting:
+            now = channel.lane_fileno()
+            if now != self._lane and self._attending:
+                watcher.current().remove(self._lane)
+                self._lane = now
+                if now >= 0:
+                    watcher.current().add(now, self._on_lane)
+
+    def _read(self, channel: Channel, *, by_lane: bool) -> None:
         """Replies go to who waits for them; the rest waits for its turn."""
-        for received in channel.receive():
-            if received.kind is Kind.CONTROL and isinstance(received.message, messages.Reply):
+        for received in channel.receive(by_lane=by_lane):
+            if received.kind is _CONTROL and isinstance(received.message, messages.Reply):
                 self._resolve(received.message)
             else:
                 self._inbox.append(received)
+        if channel.lane_fileno() != self._lane:
+            self._watch_lane(channel)
         if channel.eof and not channel.closed:
-            watcher.current().remove(channel.fileno())
-            channel.close()
+            with self._starting:
+                watcher.current().remove(channel.fileno())
+                watcher.current().remove(self._lane)
+                channel.close()
             for number in list(self._replies):
                 error = ChannelClosedError("the master is gone; nobody answers this request")
                 self._resolve(messages.Reply(number, error=error))
@@ -227,6 +250,8 @@ class Upstream:
         channel = self._channel()
         poll = select.poll()
         poll.register(channel.fileno(), select.POLLIN | select.POLLOUT)
+        if channel.lane_fileno() >= 0:
+            poll.register(channel.lane_fileno(), select.POLLIN)
         while not future.done():
             channel.flush()
             if not channel.wants_write:

@@ -7,6 +7,9 @@
              in memory:  size of the pickle, sizes of the buffers (8 bytes each); what they
                          measure lies in one memfd, the first of the frame's descriptors
              ACK:        8 bytes, how much memfd memory the receiver has taken over
+             SYNC:       8 bytes, a position in the other stream (:mod:`mpcluster.lane`): what
+                         stands there before it comes first
+             LANE:       1 byte; its one descriptor is the lane's reading end
 
 Descriptors travel beside the bytes (``SCM_RIGHTS``), at most :data:`DESCRIPTORS_A_CALL`
 with one call: the first lot with the first byte of the frame, the next with the second.
@@ -37,10 +40,12 @@ __all__ = [
     "acknowledgement",
     "amount",
     "header",
+    "lane",
     "memory_frame",
     "parse",
     "plain_header",
     "read_plain",
+    "sync",
     "table",
     "untable",
 ]
@@ -52,6 +57,8 @@ class Kind(enum.IntEnum):
     USER = 1
     CONTROL = 2
     ACK = 3  #: the channel's own: memfd memory that the receiver has taken over
+    SYNC = 4  #: the channel's own: how far the other stream goes before what follows here
+    LANE = 5  #: the channel's own: here is the other stream
 
 
 class MalformedFrame(ValueError):
@@ -100,7 +107,10 @@ class Shape(NamedTuple):
         return _SIZE.size * (self.buffers + self.in_memory)
 
 
+_LANE: Final = Shape(in_memory=False, descriptors=1, buffers=0)
 _KINDS: Final = {int(kind): kind for kind in Kind}
+#: Those whose body is a number.
+_NUMBERS: Final = (Kind.ACK, Kind.SYNC)
 
 # Nearly every frame is one small pickle: its header is a constant, and a length.
 _PLAIN: Final = struct.Struct("=12sQ")
@@ -137,11 +147,21 @@ def acknowledgement(size: int) -> bytes:
     return HEADER.pack(_MAGIC, Kind.ACK, _INLINE, 0, 0, _SIZE.size) + _SIZE.pack(size)
 
 
+def sync(position: int) -> bytes:
+    """A whole frame that says: what follows comes after so many bytes of the other stream."""
+    return HEADER.pack(_MAGIC, Kind.SYNC, _INLINE, 0, 0, _SIZE.size) + _SIZE.pack(position)
+
+
+def lane() -> bytes:
+    """A whole frame that brings the lane's reading end, its only descriptor."""
+    return HEADER.pack(_MAGIC, Kind.LANE, _INLINE, 1, 0, 1) + b"\0"
+
+
 def parse(data: bytearray, at: int) -> tuple[Kind, int, Shape | None]:
     """Whose frame stands at ``at``, how many bytes its body has, and its shape.
 
     At least the 20 bytes of the header have to be there. The shape is ``None`` for a body
-    that is one pickle, or an acknowledgement.
+    that is one pickle, or a number.
 
     Raises:
         MalformedFrame: A peer of ours does not write such a thing.
@@ -155,12 +175,14 @@ def parse(data: bytearray, at: int) -> tuple[Kind, int, Shape | None]:
     if magic != _MAGIC or kind is None or where > _IN_MEMORY:
         raise MalformedFrame(f"no frame begins with {bytes(data[at : at + HEADER.size])!r}")
     if not (where or descriptors or buffers):
-        if not body or (kind is Kind.ACK and body != _SIZE.size):
+        if not body or kind is Kind.LANE or (kind in _NUMBERS and body != _SIZE.size):
             raise MalformedFrame(f"no {kind.name} has a body of {body} bytes")
         return kind, body, None
     shape = Shape(where == _IN_MEMORY, descriptors, buffers)
     fits = (body == shape.table and descriptors) if shape.in_memory else body > shape.table
-    if not fits or descriptors > MAX_DESCRIPTORS or kind is Kind.ACK:
+    if kind is Kind.LANE:
+        fits = (shape, body) == (_LANE, 1)
+    if not fits or descriptors > MAX_DESCRIPTORS or kind in _NUMBERS:
         raise MalformedFrame(f"{shape} does not fit a body of {body} bytes")
     return kind, body, shape
 
@@ -185,5 +207,5 @@ def untable(shape: Shape, body: memoryview) -> list[int]:
 
 
 def amount(body: memoryview) -> int:
-    """What an acknowledgement's body says, in bytes."""
+    """The number that an ACK's or a SYNC's body is, in bytes."""
     return int(_SIZE.unpack(body)[0])

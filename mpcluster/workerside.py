@@ -102,7 +102,7 @@ class Worker:
             ChannelClosedError: The channel is closed.
             ChannelFullError: The master has read nothing for ``send_timeout`` seconds.
         """
-        self._line().send(message)
+        (self._upstream or self._line()).send(message)
 
     @overload
     def on(self, event: str) -> Callable[[C], C]: ...
@@ -282,6 +282,16 @@ class Worker:
             lambda _, event: self._ears().emitter.has(event)
         ):
             self._deliver(event, args)
+
+    def hear(self, message: object, size: int) -> None:
+        """Call who listens to messages, or keep this one of ``size`` bytes for the first."""
+        ears = self._ears()
+        callbacks = None if ears.kept.entries else ears.emitter.lasting("message")
+        if not callbacks:
+            self.emit("message", message, weight=size)
+            return
+        for callback in callbacks:  # as nearly always
+            call(callback, message)
 
     def emit(self, event: str, *args: object, weight: int = 0) -> None:
         """Call who listens to ``event``, or keep it for the first that will."""

@@ -29,13 +29,21 @@ PROGRAM = PROGRAMS / "passing.py"
 class Master:
     """``programs/passing.py``: it says what happens, as JSON, a line each."""
 
-    def __init__(self, server: str, workers: int, *, tells: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        server: str,
+        workers: int,
+        *,
+        tells: bool = False,
+        patient: bool = False,
+        **settings: Any,
+    ) -> None:
         self.program = begin(
             PROGRAM,
             server,
             workers,
             json.dumps(settings),
-            env={"TELLS": "1"} if tells else {},
+            env=({"TELLS": "1"} if tells else {}) | ({"PATIENT": "1"} if patient else {}),
             stdin=subprocess.PIPE,
             stderr=None,
         )
@@ -91,8 +99,10 @@ def who(client: socket.socket) -> int:
 
 
 @contextlib.contextmanager
-def running(server: str, workers: int, *, tells: bool = False, **settings: Any) -> Iterator[Master]:
-    master = Master(server, workers, tells=tells, **settings)
+def running(
+    server: str, workers: int, *, tells: bool = False, patient: bool = False, **settings: Any
+) -> Iterator[Master]:
+    master = Master(server, workers, tells=tells, patient=patient, **settings)
     try:
         yield master
     finally:
@@ -111,14 +121,14 @@ def running(server: str, workers: int, *, tells: bool = False, **settings: Any) 
 
 @pytest.mark.parametrize("server", ["threads", "blocking", "asyncio"])
 def test_round_robin_spreads_connections_one_by_one_exactly_evenly(server: str) -> None:
-    with running(server, 4, scheduling="round_robin") as master:
+    with running(server, 4, patient=True, scheduling="round_robin") as master:
         served = collections.Counter(master.fetch() for _ in range(80))
         assert served == dict.fromkeys(master.pids, 20)
 
 
 @pytest.mark.parametrize("server", ["threads", "asyncio"])
 def test_least_connections_gives_to_who_has_fewest_open(server: str) -> None:
-    with running(server, 2, tells=True, scheduling="least_connections") as master:
+    with running(server, 2, tells=True, patient=True, scheduling="least_connections") as master:
         held, owner = [], {}
         for _ in range(8):
             held.append(master.connect())

@@ -117,3 +117,20 @@ def test_the_kinds_are_distinct_on_the_wire() -> None:
     """No header of one kind is the header of another."""
     headers = [wire.header(kind, 8) for kind in Kind]
     assert all(one != other for one, other in itertools.combinations(headers, 2))
+
+
+@settings(deadline=None)
+@given(st.integers(0, (1 << 64) - 1))
+def test_a_position_comes_back(position: int) -> None:
+    """A SYNC frame is its number and nothing else."""
+    frame = wire.sync(position)
+    assert parse(frame) == (Kind.SYNC, 8, None)
+    assert wire.amount(memoryview(frame)[HEADER.size :]) == position
+
+
+def test_a_lane_comes_with_one_descriptor() -> None:
+    """It is the only form of its kind."""
+    assert parse(wire.lane()) == (Kind.LANE, 1, (False, 1, 0))
+    for bad in (wire.header(Kind.LANE, 1), wire.header(Kind.LANE, 1, descriptors=2)):
+        with pytest.raises(MalformedFrame):
+            parse(bad)

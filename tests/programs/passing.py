@@ -17,6 +17,7 @@ import threading
 
 import mpcluster as cluster
 from mpcluster import registrar, watcher
+from mpcluster.scheduling import patience
 from mpcluster.scheduling.accepting import Accepting
 from mpcluster.scheduling.door import Door
 from mpcluster.scheduling.patience import Patience
@@ -24,6 +25,11 @@ from mpcluster.scheduling.taker import Connection, Taker
 
 #: Does a server tell when it has closed a connection?
 TELLS = "TELLS" in os.environ
+
+# Who counts exactly where connections go cannot have a machine in the way on which any worker
+# may be late: it is slow after an hour.
+if "PATIENT" in os.environ:
+    patience.TICK = 3600
 
 _said = threading.Lock()
 
