@@ -1,0 +1,23 @@
+"""The ``mpcluster`` command: an unmodified program on all cores, kept running and looked after.
+
+::
+
+    command                       what was typed, and which of the below it means
+    options, units, settings      what can be said, on the command line and in a file
+    program, worker               what the workers run, and its output
+    service                       the master: signals, orders, the end
+    signals, control, notify,     what a master hears, and by whom it is heard
+    output, files, handover
+    place, asking, report, top    the other commands: find a master, ask it, show it
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command of ``sys.argv``; return its exit status."""
+    from .command import run
+
+    return run()

@@ -1,0 +1,105 @@
+"""`mpcluster run`, in the main thread of the master: from the options to the exit status."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import mpcluster
+from mpcluster import interpreter, watcher
+
+from . import place, signals
+from .errors import FAILED, INTERRUPTED, CommandError
+from .lines import FORMS
+from .options import RunOptions
+from .output import Output
+from .service import Service
+
+__all__ = ["run"]
+
+
+def run(options: RunOptions) -> int:
+    """Run the program in workers until it is to end; return the exit status.
+
+    Raises:
+        CommandError: It could not begin.
+    """
+    options.program.check()
+    try:
+        mpcluster.setup(**options.setup)
+    except (TypeError, ValueError) as error:
+        raise CommandError(str(error)) from None
+    path = _control_path(options)
+    preload(options)
+    output = _output(options)
+    if output is not None:
+        watcher.current().ask(output.begin)
+    status = FAILED
+    try:
+        status = _serve(options, output, path)
+    finally:
+        if output is not None:
+            watcher.current().ask(output.finish)
+    if status == INTERRUPTED and os.getpid() != 1:  # whom no signal ends
+        interpreter.die_of_sigint()
+    return status
+
+
+def _serve(options: RunOptions, output: Output | None, path: Path | None) -> int:
+    service = Service(options, output)
+    watcher.current().ask(lambda: service.begin(path))
+    # Before this line a signal ends the master as it ends any program, and the workers with it.
+    signals.hear(service.hear)
+    try:
+        while True:
+            status = service.wait(None)
+            if status is not None:
+                return status
+    finally:
+        watcher.current().ask(service.close)
+
+
+def _control_path(options: RunOptions) -> Path | None:
+    if options.control == "none":
+        return None
+    path = place.default(options.program) if options.control is None else Path(options.control)
+    place.prepare(path)
+    return path
+
+
+def _output(options: RunOptions) -> Output | None:
+    form = FORMS.get(options.form)
+    if form is None:
+        return None
+    try:
+        return Output(form, options.log)
+    except OSError as error:
+        raise CommandError(f"the log cannot be opened: {error}") from None
+
+
+def preload(options: RunOptions) -> None:
+    """Import what all workers shall have from the beginning, where the program would find it.
+
+    Raises:
+        CommandError: It cannot be imported.
+    """
+    if not options.preload:
+        return
+    own = list(sys.path)
+    if not sys.flags.safe_path:
+        sys.path[0] = options.program.directory
+    try:
+        for name in options.preload:
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                raise CommandError(
+                    f"--preload {name}: {type(error).__name__}: {error}", FAILED
+                ) from error
+    finally:
+        sys.path[:] = own
+    gc.collect()
+    gc.freeze()  # the collector of a worker leaves these pages shared
