@@ -7,13 +7,18 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import mpcluster
 from mpcluster import interpreter, watcher
+from mpcluster.logs import logger
+from mpcluster.supervision import Supervisor
 
-from . import place, signals
+from . import orphans, place, signals
 from .errors import FAILED, INTERRUPTED, CommandError
+from .files import INTERVAL, Files
 from .lines import FORMS
+from .notify import Notifier
 from .options import RunOptions
 from .output import Output
 from .service import Service
@@ -34,12 +39,13 @@ def run(options: RunOptions) -> int:
         raise CommandError(str(error)) from None
     path = _control_path(options)
     preload(options)
+    notifier = Notifier()
     output = _output(options)
     if output is not None:
         watcher.current().ask(output.begin)
     status = FAILED
     try:
-        status = _serve(options, output, path)
+        status = _serve(Service(options, output, notifier), path)
     finally:
         if output is not None:
             watcher.current().ask(output.finish)
@@ -48,18 +54,55 @@ def run(options: RunOptions) -> int:
     return status
 
 
-def _serve(options: RunOptions, output: Output | None, path: Path | None) -> int:
-    service = Service(options, output)
+def _serve(service: Service, path: Path | None) -> int:
     watcher.current().ask(lambda: service.begin(path))
     # Before this line a signal ends the master as it ends any program, and the workers with it.
     signals.hear(service.hear)
+    if orphans.is_their_parent():
+        orphans.Orphans().hear()
+    files = _watched(service.options)
+    shown = None
     try:
+        if service.options.monitor is not None:
+            shown = _monitor(service.supervisor, service.options.monitor)
         while True:
-            status = service.wait(None)
+            status = service.wait(None if files is None else INTERVAL)
             if status is not None:
                 return status
+            if files is not None and (changed := files.changed()):
+                _tell_of(changed)
+                watcher.current().call_soon(service.reload)
     finally:
+        if shown is not None:
+            shown.stop()
         watcher.current().ask(service.close)
+
+
+def _watched(options: RunOptions) -> Files | None:
+    if not options.watch:
+        return None
+    own = [] if options.program.is_module else [options.program.name]
+    return Files([options.program.directory, *own, *options.watch_paths])
+
+
+def _tell_of(changed: list[str]) -> None:
+    more = "" if len(changed) == 1 else f" and {len(changed) - 1} more"
+    logger().info("%s%s changed", os.path.relpath(changed[0]), more)
+
+
+def _monitor(supervisor: Supervisor, address: str) -> Any:
+    try:
+        monitor: Any = importlib.import_module("mpcluster.monitor")
+    except ImportError as error:
+        raise CommandError(
+            f"--monitor needs an extra: pip install 'mpcluster[monitor]' ({error})", FAILED
+        ) from None
+    try:
+        shown = monitor.start(supervisor, address)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise CommandError(f"--monitor {address}: {error}", FAILED) from None
+    logger().info("the monitor is at %s", shown.url)
+    return shown
 
 
 def _control_path(options: RunOptions) -> Path | None:

@@ -23,11 +23,12 @@ from mpcluster import family, recruiting, watcher
 from mpcluster.errors import SupervisionError
 from mpcluster.logs import logger
 from mpcluster.process import ClusterProcess
-from mpcluster.supervision import Supervisor
+from mpcluster.supervision import SlotState, Supervisor
 
 from . import report
 from .control import Answer, Control
 from .errors import FAILED, INTERRUPTED, CommandError
+from .notify import Notifier
 from .options import RunOptions
 from .output import Output
 from .worker import ProgramProcess
@@ -49,16 +50,19 @@ class Service:
     Args:
         options: Of `run`.
         output: Where the workers' lines go; None: they write for themselves.
+        notifier: Tells the service manager.
     """
 
-    def __init__(self, options: RunOptions, output: Output | None) -> None:
+    def __init__(self, options: RunOptions, output: Output | None, notifier: Notifier) -> None:
         self.options = options
         self.output = output
+        self.notifier = notifier
         self.stage = Stage.RUNNING
         self.began = time.time()
         self.workers = options.workers
         self.interrupted = False
         self._crashed = False
+        self._has_begun = False  # every worker was ready once
         self._reloads = 0  # under way
         self._control: Control | None = None
         self._orders: Final[dict[str, Callable[[dict[str, Any], Answer], None]]] = {
@@ -83,8 +87,10 @@ class Service:
             self.workers,
             os.getpid(),
         )
+        self.notifier.begin()
         mpcluster.on("death", self._on_death)
         self.supervisor = Supervisor(self._make, self.workers, self.options.rules)
+        self.supervisor.on("ready", self._on_ready)
 
     def _make(self) -> ClusterProcess:
         output = self.output
@@ -111,6 +117,7 @@ class Service:
         """Replace every worker by one that has read the program anew."""
         logger().info("reload: %s", self.options.program)
         self._reloads += 1
+        self.notifier.reloading()
         done = self.supervisor.reload()
         done.add_done_callback(lambda _: watcher.current().call_soon(lambda: self._reloaded(done)))
         return done
@@ -133,6 +140,7 @@ class Service:
         if self.stage is Stage.RUNNING:
             logger().info("stop: the workers finish what they have")
             self.stage = Stage.STOPPING
+            self.notifier.stopping()
             self.supervisor.stop()
         else:
             self.kill()
@@ -142,6 +150,8 @@ class Service:
         if self.stage is Stage.KILLING:
             return
         logger().info("stop at once")
+        if self.stage is Stage.RUNNING:
+            self.notifier.stopping()
         self.stage = Stage.KILLING
         self.supervisor.stop()
         # Behind that: whoever was just being forked is there by then.
@@ -176,6 +186,7 @@ class Service:
 
     def close(self) -> None:
         """At the end, when no worker is left."""
+        self.notifier.end()
         if self._control is not None:
             self._control.close()
 
@@ -235,10 +246,23 @@ class Service:
         if self.output is not None:
             self.output.died(worker.pid, crashed=not worker.exited_after_disconnect)
 
+    def _on_ready(self, _worker: ClusterProcess) -> None:
+        slots = self.supervisor.status()
+        if self._has_begun or any(one.state is not SlotState.READY for one in slots):
+            return
+        self._has_begun = True
+        logger().info("all %d workers are ready", len(slots))
+        self.notifier.ready(self._in_short())
+
     def _reloaded(self, done: Future[None]) -> None:
         self._reloads -= 1
         if done.exception() is None:
             logger().info("reload: done")
+        if not self._reloads and self.stage is Stage.RUNNING:
+            self.notifier.ready(self._in_short())
+
+    def _in_short(self) -> str:
+        return f"{self.options.program}: {self.workers} workers"
 
     # -- the end, in the main thread ---------------------------------------------------------------
 
@@ -257,9 +281,11 @@ class Service:
 
     def _explain(self, reason: str) -> int:
         words = [] if self.output is None else self.output.last_words
-        logger().error("given up: %s", reason)
         if words:
-            logger().error("the last that it wrote to stderr:\n%s", "\n".join(words))
+            said = "\n".join(words)
+            logger().error("given up; the last that it wrote to stderr:\n%s", said)
+        else:
+            logger().error("given up: %s", reason)
         return FAILED
 
 
