@@ -5,9 +5,10 @@
     command                       what was typed, and which of the below it means
     options, units, settings      what can be said, on the command line and in a file
     program, worker               what the workers run, and its output
-    service                       the master: signals, orders, the end
-    signals, control, notify,     what a master hears, and by whom it is heard
-    output, files, handover
+    running, service              the master, from its beginning to its end
+    signals, control, orders,     what it hears, and who hears of it
+    output, lines, sink, notify,
+    files, handover, orphans
     place, asking, report, top    the other commands: find a master, ask it, show it
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mpcluster import interpreter, watcher
 from mpcluster.logs import logger
 from mpcluster.supervision import Supervisor
 
-from . import orphans, place, signals
+from . import handover, orphans, place, signals
 from .errors import FAILED, INTERRUPTED, CommandError
 from .files import INTERVAL, Files
 from .lines import FORMS
@@ -45,7 +46,7 @@ def run(options: RunOptions) -> int:
         watcher.current().ask(output.begin)
     status = FAILED
     try:
-        status = _serve(Service(options, output, notifier), path)
+        status = _serve(Service(options, output, notifier, handover.predecessor()), path)
     finally:
         if output is not None:
             watcher.current().ask(output.finish)
@@ -71,7 +72,7 @@ def _serve(service: Service, path: Path | None) -> int:
                 return status
             if files is not None and (changed := files.changed()):
                 _tell_of(changed)
-                watcher.current().call_soon(service.reload)
+                watcher.current().call_soon(lambda: service.hear(signal.SIGHUP))
     finally:
         if shown is not None:
             shown.stop()

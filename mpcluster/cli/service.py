@@ -4,6 +4,8 @@ A :class:`Service` lives in the watcher's thread; the main thread starts it and 
 (:func:`run`). How it ends::
 
     RUNNING ──stop()──► STOPPING ──stop(), or at once──► KILLING ──► over
+
+By USR2 a new master takes over (:mod:`.handover`), and this one stops.
 """
 
 from __future__ import annotations
@@ -13,21 +15,21 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import mpcluster
-from mpcluster import family, recruiting, watcher
+from mpcluster import family, recruiting, registrar, watcher
 from mpcluster.errors import SupervisionError
 from mpcluster.logs import logger
 from mpcluster.process import ClusterProcess
 from mpcluster.supervision import SlotState, Supervisor
 
-from . import report
-from .control import Answer, Control
+from . import orders, report
+from .control import Control
 from .errors import FAILED, INTERRUPTED, CommandError
+from .handover import Predecessor, Successor
 from .notify import Notifier
 from .options import RunOptions
 from .output import Output
@@ -51,9 +53,16 @@ class Service:
         options: Of `run`.
         output: Where the workers' lines go; None: they write for themselves.
         notifier: Tells the service manager.
+        predecessor: The master whose place this one is to take.
     """
 
-    def __init__(self, options: RunOptions, output: Output | None, notifier: Notifier) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        output: Output | None,
+        notifier: Notifier,
+        predecessor: Predecessor | None = None,
+    ) -> None:
         self.options = options
         self.output = output
         self.notifier = notifier
@@ -64,13 +73,10 @@ class Service:
         self._crashed = False
         self._has_begun = False  # every worker was ready once
         self._reloads = 0  # under way
+        self._predecessor = predecessor
+        self._successor: Successor | None = None
+        self._deadline: watcher.Timer | None = None  # of the successor
         self._control: Control | None = None
-        self._orders: Final[dict[str, Callable[[dict[str, Any], Answer], None]]] = {
-            "status": self._on_status,
-            "reload": self._on_reload,
-            "scale": self._on_scale,
-            "stop": self._on_stop,
-        }
         self.supervisor: Supervisor
 
     def begin(self, path: Path | None) -> None:
@@ -79,18 +85,32 @@ class Service:
         Raises:
             CommandError: The control socket cannot be had; no worker was started.
         """
-        if path is not None:
-            self._control = Control(path, self._obey)
-        logger().info(
-            "mpcluster runs %s in %d workers; master %d",
-            self.options.program,
-            self.workers,
-            os.getpid(),
-        )
-        self.notifier.begin()
+        self._path = path
+        if self._predecessor is None:
+            self._take_orders()
+        else:
+            self._predecessor.await_charge(self._take_charge)
+        logger().info("mpcluster runs %s in %d workers", self.options.program, self.workers)
         mpcluster.on("death", self._on_death)
         self.supervisor = Supervisor(self._make, self.workers, self.options.rules)
         self.supervisor.on("ready", self._on_ready)
+
+    def _take_orders(self) -> None:
+        if self._path is not None:
+            self._control = Control(self._path, orders.obeying(self))
+        self.notifier.begin()
+
+    def _take_charge(self) -> None:
+        """The old master has let go, or has died."""
+        self._predecessor = None
+        registrar.settle()
+        try:
+            self._take_orders()
+        except CommandError as error:
+            logger().error("%s", error)
+        logger().info("this master (%d) has taken over", os.getpid())
+        if self._has_begun:
+            self.notifier.ready(self._in_short())
 
     def _make(self) -> ClusterProcess:
         output = self.output
@@ -113,8 +133,18 @@ class Service:
 
     # -- what can be asked of it -----------------------------------------------------------------
 
+    @property
+    def is_running(self) -> bool:
+        """It was not told to stop."""
+        return self.stage is Stage.RUNNING
+
     def reload(self) -> Future[None]:
-        """Replace every worker by one that has read the program anew."""
+        """Replace every worker by one that has read the program anew.
+
+        Raises:
+            CommandError: That cannot be now.
+        """
+        self._check_can_change()
         logger().info("reload: %s", self.options.program)
         self._reloads += 1
         self.notifier.reloading()
@@ -127,13 +157,14 @@ class Service:
 
         Raises:
             ValueError: It is none that can be.
+            CommandError: That cannot be now.
         """
         if workers < 1:
             raise ValueError(f"workers must be 1 or more, not {workers}; stop ends them all")
-        if self.stage is Stage.RUNNING:
-            logger().info("%d workers instead of %d", workers, self.workers)
-            self.workers = workers
-            self.supervisor.scale(workers)
+        self._check_can_change()
+        logger().info("%d workers instead of %d", workers, self.workers)
+        self.workers = workers
+        self.supervisor.scale(workers)
 
     def stop(self) -> None:
         """Let the workers finish and leave; asked again, end them at once."""
@@ -165,8 +196,75 @@ class Service:
             except OSError as error:
                 logger().warning("the log cannot be opened anew, the old one is used on: %s", error)
 
+    def replace_master(self) -> None:
+        """Start a new master, and let it take over when its workers are ready.
+
+        Raises:
+            CommandError: That cannot be now.
+        """
+        self._check_can_change()
+        if os.getpid() == 1:
+            raise CommandError("PID 1 cannot be replaced, for its end would be everybody's")
+        if self._reloads or not self._has_begun:
+            raise CommandError("the master is replaced when all workers are ready: later")
+        try:
+            self._successor = Successor(
+                self.notifier.variables, self._hand_over, self._successor_ended
+            )
+        except OSError as error:
+            raise CommandError(f"no new master could be started: {error}", FAILED) from None
+        logger().info("a new master (%d) starts", self._successor.pid)
+        self.supervisor.keep_all()  # the listeners are to stay as they were handed down
+        self._deadline = watcher.current().call_later(
+            self.options.rules.ready_timeout, self._successor.kill
+        )
+
+    def _hand_over(self) -> None:
+        """The new master is ready."""
+        assert self._successor is not None
+        successor = self._successor
+        self._end_deadline()
+        if self.stage is not Stage.RUNNING:
+            return
+        logger().info("the new master (%d) takes over; the workers here finish", successor.pid)
+        self.stage = Stage.STOPPING
+        if self._control is not None:
+            self._control.release()
+        self.notifier.end()
+        self.notifier.tell(MAINPID=successor.pid)
+
+        def leave() -> None:
+            successor.tell_it_is_in_charge()
+            self.supervisor.stop()
+
+        registrar.let_go(leave)
+
+    def _successor_ended(self, how: str) -> None:
+        self._end_deadline()
+        self._successor = None
+        if self.stage is Stage.RUNNING:
+            logger().error("the new master %s before it was ready; this one serves on", how)
+            self.supervisor.replace_again()
+
+    def _end_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _check_can_change(self) -> None:
+        if self.stage is not Stage.RUNNING:
+            raise CommandError(f"the master is {self.stage.value}", FAILED)
+        if self._successor is not None:
+            raise CommandError("a new master is about to take over; ask that one", FAILED)
+
     def hear(self, number: signal.Signals) -> None:
         """A signal."""
+        try:
+            self._follow(number)
+        except CommandError as error:
+            logger().warning("%s: %s", number.name, error)
+
+    def _follow(self, number: signal.Signals) -> None:
         if number is signal.SIGHUP:
             self.reload()
         elif number is signal.SIGTTIN:
@@ -176,55 +274,19 @@ class Service:
                 self.scale(self.workers - 1)
         elif number is signal.SIGUSR1:
             self.reopen_log()
+        elif number is signal.SIGUSR2:
+            self.replace_master()
         elif number is signal.SIGQUIT:
             self.kill()
         elif number in {signal.SIGTERM, signal.SIGINT}:
             self.interrupted = number is signal.SIGINT
             self.stop()
 
-    # -- over the control socket -----------------------------------------------------------------
-
     def close(self) -> None:
         """At the end, when no worker is left."""
         self.notifier.end()
         if self._control is not None:
             self._control.close()
-
-    def _obey(self, request: dict[str, Any], answer: Answer) -> None:
-        do = request.get("do")
-        order = self._orders.get(str(do))
-        if order is None:
-            raise ValueError(f"there is no order {do!r}; there are: {', '.join(self._orders)}")
-        order(request, answer)
-
-    def _on_status(self, _request: dict[str, Any], answer: Answer) -> None:
-        answer({"ok": True, **self.status()})
-
-    def _on_scale(self, request: dict[str, Any], answer: Answer) -> None:
-        workers = request.get("workers")
-        if isinstance(workers, bool) or not isinstance(workers, int):
-            raise ValueError(f"workers must be a whole number, not {workers!r}")  # noqa: TRY004
-        if self.stage is not Stage.RUNNING:
-            raise CommandError(f"it is {self.stage.value}")
-        self.scale(workers)
-        answer({"ok": True, "workers": workers})
-
-    def _on_stop(self, request: dict[str, Any], answer: Answer) -> None:
-        answer({"ok": True})
-        if request.get("now"):
-            self.kill()
-        elif self.stage is Stage.RUNNING:
-            self.stop()
-
-    def _on_reload(self, _request: dict[str, Any], answer: Answer) -> None:
-        def done(future: Future[None]) -> None:
-            error = future.exception()
-            if error is None:
-                answer({"ok": True})
-            else:
-                answer({"ok": False, "error": str(error)})
-
-        self.reload().add_done_callback(done)
 
     def status(self) -> dict[str, Any]:
         """What there is to be known of it."""
@@ -252,7 +314,10 @@ class Service:
             return
         self._has_begun = True
         logger().info("all %d workers are ready", len(slots))
-        self.notifier.ready(self._in_short())
+        if self._predecessor is None:
+            self.notifier.ready(self._in_short())
+        else:
+            self._predecessor.tell_ready()
 
     def _reloaded(self, done: Future[None]) -> None:
         self._reloads -= 1

@@ -140,6 +140,14 @@ class Supervisor:
         self._tell(begin)
         return done
 
+    def keep_all(self) -> None:
+        """Replace nobody for its age or size until :meth:`replace_again`."""
+        watcher.current().call_soon(self._checkup.end)
+
+    def replace_again(self) -> None:
+        """Look at age and size again."""
+        watcher.current().call_soon(self._checkup.begin)
+
     def stop(self, timeout: float | None = None) -> None:
         """Drain every worker and start none any more. Returns at once; see :meth:`wait`.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import signal
 import socket
 import zipfile
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.masters import SERVER, Master, answer, connection, start_fixture, write  # noqa: F401
+from tests.running import PATIENCE
 
 Start = Callable[..., Master]
 
@@ -81,8 +84,6 @@ def test_each_line_says_whose_it_is(start: Start, tmp_path: Path) -> None:
     pid = master.text.split("told")[0].rsplit("(", 1)[1].split(")")[0]
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
     assert any(line.endswith(f" slot 0 ({pid}) | to stderr") for line in master.lines)
-    import re
-
     for line in master.lines:
         assert re.match(rf"{stamp} (master \({master.pid}\)|slot 0 \({pid}\)) \| ", line), line
 
@@ -199,8 +200,11 @@ def test_no_worker_outlives_a_killed_master(start: Start, tmp_path: Path) -> Non
     write(tmp_path / "app.py", SERVER)
     master = start("-n", 2, "app.py")
     port = master.serves(2)
+    workers = [os.pidfd_open(pid) for pid in master.pids()]
     master.kill(signal.SIGKILL)
-    master.end()  # its pipe is at its end when the last one that writes to it is gone
+    for worker in workers:
+        assert select.select([worker], [], [], PATIENCE)[0]
+        os.close(worker)
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
         pass
 
