@@ -80,6 +80,12 @@ def _status(asked: argparse.Namespace, behind: list[str]) -> int:
     return 0
 
 
+def _top(asked: argparse.Namespace, behind: list[str]) -> int:
+    from .top import show
+
+    return show(_place(asked, behind))
+
+
 def _reload(asked: argparse.Namespace, behind: list[str]) -> int:
     asking.ask(_place(asked, behind), "reload", patient=True)
     return 0
@@ -100,6 +106,7 @@ def _stop(asked: argparse.Namespace, behind: list[str]) -> int:
 _COMMANDS: Final[dict[str, Callable[[argparse.Namespace, list[str]], int]]] = {
     "run": _run,
     "status": _status,
+    "top": _top,
     "reload": _reload,
     "scale": _scale,
     "stop": _stop,
@@ -149,6 +156,7 @@ def _parser() -> _Parser:
     _add_module(running)
     asking_ones = {
         "status": "show the workers",
+        "top": "show them, once a second",
         "reload": "replace every worker; return when that is done",
         "scale": "have so many workers",
         "stop": "let the workers finish, and end",

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from typing import Any
 
 from mpcluster.supervision import Supervisor
 
-__all__ = ["as_text", "duration", "slots"]
+__all__ = ["as_text", "duration", "slots", "snapshot"]
 
 
 def slots(supervisor: Supervisor) -> list[dict[str, Any]]:
     """Every slot, as values that JSON knows."""
     return [{**dataclasses.asdict(one), "state": one.state.value} for one in supervisor.status()]
+
+
+def snapshot(supervisor: Supervisor) -> dict[str, Any] | None:
+    """What the monitor sees of it; None where there is none."""
+    try:
+        module: Any = importlib.import_module("mpcluster.monitor.snapshot")
+    except ImportError:
+        return None
+    found: dict[str, Any] = module.take(supervisor).as_dict()
+    return found
 
 
 def as_text(status: dict[str, Any]) -> str:

@@ -298,6 +298,7 @@ class Service:
             "workers": self.workers,
             "uptime": time.time() - self.began,
             "slots": report.slots(self.supervisor),
+            "snapshot": report.snapshot(self.supervisor),
         }
 
     # -- what happens ----------------------------------------------------------------------------
