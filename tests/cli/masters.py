@@ -66,7 +66,7 @@ class Master:
 
     def __init__(self, *arguments: object, directory: Path, **kwargs: Any) -> None:
         self.directory = directory
-        self.env = environment(XDG_RUNTIME_DIR=str(directory), **kwargs.pop("env", {}))
+        self.env = self.environment(directory, **kwargs.pop("env", {}))
         kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **kwargs}
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "mpcluster", "run", *map(str, arguments)],
@@ -82,6 +82,11 @@ class Master:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         self.port = 0
+
+    @staticmethod
+    def environment(directory: Path, **more: str) -> dict[str, str]:
+        """Its control socket is looked for in that directory."""
+        return environment(XDG_RUNTIME_DIR=str(directory), **more)
 
     @property
     def pid(self) -> int:
@@ -105,6 +110,12 @@ class Master:
             self.lines.append(line)
             if match := re.search(pattern, line):
                 return match
+
+    def is_ready(self) -> None:
+        """Wait until it has said that all workers are, before or after what was read so far."""
+        said = r"all \d+ workers are ready$"
+        if not any(re.search(said, line) for line in self.lines):
+            self.wait_for(said)
 
     def serves(self, workers: int = 1) -> int:
         """Wait until so many workers say that they serve; return the port."""

@@ -79,7 +79,7 @@ def test_the_new_master_serves_on_the_same_port_with_new_code(masters, tmp_path:
     port = present.first.serves(2)
     before = present.first.pids()
     write(script, SERVER.replace('"1"', '"2"'))
-    present.first.wait_for(r"all 2 workers are ready")
+    present.first.is_ready()
     present.replace()
     assert present.first.get()[1] == "2"
     status = present.first.status()
@@ -92,7 +92,7 @@ def test_a_new_master_that_fails_changes_nothing(masters, tmp_path: Path) -> Non
     script = write(tmp_path / "app.py", SERVER)
     present = masters("-n", 1, "--max-crashes", 1, "app.py")
     present.first.serves()
-    present.first.wait_for(r"workers are ready")
+    present.first.is_ready()
     before = present.first.pids()
     write(script, "def broken(:")
     os.kill(present.pid, signal.SIGUSR2)
@@ -110,7 +110,7 @@ def test_meanwhile_the_old_one_takes_no_orders_that_change_anything(
     script = write(tmp_path / "app.py", SERVER)
     present = masters("-n", 1, "--ready-timeout", "2s", "app.py")
     present.first.serves()
-    present.first.wait_for(r"workers are ready")
+    present.first.is_ready()
     write(script, "import signal; print('mute'); signal.pause()")
     os.kill(present.pid, signal.SIGUSR2)
     present.first.wait_for(r"mute")
@@ -133,7 +133,7 @@ def test_no_request_fails_while_masters_and_workers_change(
     write(tmp_path / "app.py", program)
     present = masters("-n", 2, "--scheduling", policy, "app.py")
     present.first.serves(2)
-    present.first.wait_for(r"workers are ready")
+    present.first.is_ready()
     with Load(present.first) as load:
         load.until_answered_by(present.first.pids(), PATIENCE)
         for _ in range(2):
