@@ -29,7 +29,7 @@ def snapshot(supervisor: Supervisor) -> dict[str, Any] | None:
 def as_text(status: dict[str, Any]) -> str:
     """The answer to `status`, for people."""
     head = (
-        f"{status['program']}: {status['state']}, {status['workers']} workers, master "
+        f"{status['program']}: {status['state']}, workers: {status['workers']}, master "
         f"{status['pid']}, for {duration(status['uptime'])}"
     )
     rows = [("slot", "state", "worker", "pid", "uptime", "restarts", "trouble")]

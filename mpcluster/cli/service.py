@@ -90,7 +90,7 @@ class Service:
             self._take_orders()
         else:
             self._predecessor.await_charge(self._take_charge)
-        logger().info("mpcluster runs %s in %d workers", self.options.program, self.workers)
+        logger().info("mpcluster runs %s, workers: %d", self.options.program, self.workers)
         mpcluster.on("death", self._on_death)
         self.supervisor = Supervisor(self._make, self.workers, self.options.rules)
         self.supervisor.on("ready", self._on_ready)
@@ -162,7 +162,7 @@ class Service:
         if workers < 1:
             raise ValueError(f"workers must be 1 or more, not {workers}; stop ends them all")
         self._check_can_change()
-        logger().info("%d workers instead of %d", workers, self.workers)
+        logger().info("workers: %d instead of %d", workers, self.workers)
         self.workers = workers
         self.supervisor.scale(workers)
 
@@ -314,7 +314,7 @@ class Service:
         if self._has_begun or any(one.state is not SlotState.READY for one in slots):
             return
         self._has_begun = True
-        logger().info("all %d workers are ready", len(slots))
+        logger().info("all workers are ready: %d", len(slots))
         if self._predecessor is None:
             self.notifier.ready(self._in_short())
         else:
@@ -328,7 +328,7 @@ class Service:
             self.notifier.ready(self._in_short())
 
     def _in_short(self) -> str:
-        return f"{self.options.program}: {self.workers} workers"
+        return f"{self.options.program}, workers: {self.workers}"
 
     # -- the end, in the main thread ---------------------------------------------------------------
 

@@ -58,7 +58,7 @@ def screen(status: dict[str, Any], before: dict[str, Any] | None) -> Table:
     from rich.table import Table
 
     table = Table(
-        title=f"{status['program']}: {status['state']}, {status['workers']} workers, master "
+        title=f"{status['program']}: {status['state']}, workers: {status['workers']}, master "
         f"{status['pid']}, for {duration(status['uptime'])}",
         box=box.SIMPLE_HEAD,
         expand=True,

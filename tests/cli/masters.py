@@ -113,7 +113,7 @@ class Master:
 
     def is_ready(self) -> None:
         """Wait until it has said that all workers are, before or after what was read so far."""
-        said = r"all \d+ workers are ready$"
+        said = r"all workers are ready: \d+$"
         if not any(re.search(said, line) for line in self.lines):
             self.wait_for(said)
 

@@ -29,7 +29,7 @@ def test_status_shows_each_slot(start: Start, tmp_path: Path) -> None:
     master = start("-n", 2, "app.py")
     master.serves(2)
     shown = master.command("status").stdout.splitlines()
-    assert shown[0].startswith(f"app.py: running, 2 workers, master {master.pid}, for ")
+    assert shown[0].startswith(f"app.py: running, workers: 2, master {master.pid}, for ")
     assert shown[1].split() == ["slot", "state", "worker", "pid", "uptime", "restarts", "trouble"]
     assert [line.split()[0:2] for line in shown[2:]] == [["0", "ready"], ["1", "ready"]]
     assert [int(line.split()[3]) for line in shown[2:]] == master.pids()
@@ -201,7 +201,7 @@ def test_a_service_manager_hears_of_ready_reloading_and_stopping(
             return manager.recv(4096).decode().splitlines()
 
         master = start("-n", 2, "app.py", env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
-        assert heard() == ["READY=1", "STATUS=app.py: 2 workers"]
+        assert heard() == ["READY=1", "STATUS=app.py, workers: 2"]
         master.kill(signal.SIGHUP)
         assert heard()[0] == "RELOADING=1"
         assert heard()[0] == "READY=1"
