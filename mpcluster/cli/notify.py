@@ -63,6 +63,12 @@ class Notifier:
         """The end has begun."""
         self.tell(STOPPING=1)
 
+    def hand_over(self, pid: int) -> None:
+        """Another process is the service from now on, and this one says nothing more."""
+        self.end()
+        self.tell(MAINPID=pid)
+        self._address = ""
+
     def tell(self, **words: object) -> None:
         """Send these in one datagram; nobody waits for an answer."""
         if not self._address:

@@ -13,7 +13,11 @@ from . import units
 from .lines import FORMS
 from .program import Program
 
-__all__ = ["OPTIONS", "Option", "RunOptions", "made_of"]
+__all__ = ["OPTIONS", "RAW", "Option", "RunOptions", "made_of"]
+
+
+#: No form: the workers write for themselves.
+RAW: Final = "raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Option:
 
 
 def _form(value: object) -> str:
-    if value not in (*FORMS, "raw"):
+    if value not in (*FORMS, RAW):
         raise ValueError(f"the log's form is one of {', '.join(FORMS)}, raw; not {value!r}")
     return str(value)
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from mpcluster import watcher
 from mpcluster.logs import logger
+
+from . import signals
 
 __all__ = ["Orphans", "is_their_parent"]
 
@@ -45,11 +45,7 @@ class Orphans:
 
     def hear(self) -> None:
         """Look at each SIGCHLD from now on. In the main thread."""
-
-        def handler(_number: int, _frame: FrameType | None) -> None:
-            watcher.current().call_soon(self.look)
-
-        signal.signal(signal.SIGCHLD, handler)
+        signals.hear_of_children(self.look)
         watcher.current().call_soon(self.look)
 
     def look(self) -> None:

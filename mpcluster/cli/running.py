@@ -42,14 +42,12 @@ def run(options: RunOptions) -> int:
     preload(options)
     notifier = Notifier()
     output = _output(options)
-    if output is not None:
-        watcher.current().ask(output.begin)
+    watcher.current().ask(output.begin)
     status = FAILED
     try:
         status = _serve(Service(options, output, notifier, handover.predecessor()), path)
     finally:
-        if output is not None:
-            watcher.current().ask(output.finish)
+        watcher.current().ask(output.finish)
     if status == INTERRUPTED and os.getpid() != 1:  # whom no signal ends
         interpreter.die_of_sigint()
     return status
@@ -114,12 +112,10 @@ def _control_path(options: RunOptions) -> Path | None:
     return path
 
 
-def _output(options: RunOptions) -> Output | None:
-    form = FORMS.get(options.form)
-    if form is None:
-        return None
+def _output(options: RunOptions) -> Output:
     try:
-        return Output(form, options.log)
+        # `raw` is the workers' affair; what the master says has a form all the same.
+        return Output(FORMS.get(options.form, FORMS["text"]), options.log)
     except OSError as error:
         raise CommandError(f"the log cannot be opened: {error}") from None
 

@@ -31,7 +31,7 @@ from .control import Control
 from .errors import FAILED, INTERRUPTED, CommandError
 from .handover import Predecessor, Successor
 from .notify import Notifier
-from .options import RunOptions
+from .options import RAW, RunOptions
 from .output import Output
 from .worker import ProgramProcess
 
@@ -51,7 +51,7 @@ class Service:
 
     Args:
         options: Of `run`.
-        output: Where the workers' lines go; None: they write for themselves.
+        output: Where lines go: the master's, and the workers', unless they write for themselves.
         notifier: Tells the service manager.
         predecessor: The master whose place this one is to take.
     """
@@ -59,7 +59,7 @@ class Service:
     def __init__(
         self,
         options: RunOptions,
-        output: Output | None,
+        output: Output,
         notifier: Notifier,
         predecessor: Predecessor | None = None,
     ) -> None:
@@ -116,8 +116,8 @@ class Service:
         output = self.output
         kind = functools.partial(
             ProgramProcess,
-            attend=None if output is None else output.attend,
-            leave=_nothing if output is None else output.leave,
+            attend=None if self.options.form == RAW else output.attend,
+            leave=output.leave,
         )
         return recruiting.recruit(
             self.options.program.run,
@@ -171,8 +171,7 @@ class Service:
         if self.stage is Stage.RUNNING:
             logger().info("stop: the workers finish what they have")
             self.stage = Stage.STOPPING
-            self.notifier.stopping()
-            self.supervisor.stop()
+            self._begin_to_end()
         else:
             self.kill()
 
@@ -181,20 +180,23 @@ class Service:
         if self.stage is Stage.KILLING:
             return
         logger().info("stop at once")
-        if self.stage is Stage.RUNNING:
-            self.notifier.stopping()
         self.stage = Stage.KILLING
-        self.supervisor.stop()
+        self._begin_to_end()
         # Behind that: whoever was just being forked is there by then.
         watcher.current().call_soon(_kill_all)
 
+    def _begin_to_end(self) -> None:
+        self.notifier.stopping()
+        if self._successor is not None:
+            self._successor.kill()  # it would take over from one that is gone
+        self.supervisor.stop()
+
     def reopen_log(self) -> None:
         """Open the log file anew."""
-        if self.output is not None:
-            try:
-                self.output.reopen()
-            except OSError as error:
-                logger().warning("the log cannot be opened anew, the old one is used on: %s", error)
+        try:
+            self.output.reopen()
+        except OSError as error:
+            logger().warning("the log cannot be opened anew, the old one is used on: %s", error)
 
     def replace_master(self) -> None:
         """Start a new master, and let it take over when its workers are ready.
@@ -230,8 +232,8 @@ class Service:
         self.stage = Stage.STOPPING
         if self._control is not None:
             self._control.release()
-        self.notifier.end()
-        self.notifier.tell(MAINPID=successor.pid)
+        self.notifier.hand_over(successor.pid)
+        self._successor = None
 
         def leave() -> None:
             successor.tell_it_is_in_charge()
@@ -306,8 +308,7 @@ class Service:
     def _on_death(self, worker: ClusterProcess) -> None:
         crashed = worker.exitcode != 0 and not worker.exited_after_disconnect
         self._crashed = self._crashed or crashed
-        if self.output is not None:
-            self.output.died(worker.pid, crashed=not worker.exited_after_disconnect)
+        self.output.died(worker.pid, crashed=not worker.exited_after_disconnect)
 
     def _on_ready(self, _worker: ClusterProcess) -> None:
         slots = self.supervisor.status()
@@ -346,7 +347,7 @@ class Service:
         return FAILED if self._crashed and not asked else 0
 
     def _explain(self, reason: str) -> int:
-        words = [] if self.output is None else self.output.last_words
+        words = self.output.last_words
         if words:
             said = "\n".join(words)
             logger().error("given up; the last that it wrote to stderr:\n%s", said)
@@ -358,7 +359,3 @@ class Service:
 def _kill_all() -> None:
     for worker in list(family.current().workers.values()):
         worker.kill()
-
-
-def _nothing() -> None:
-    """Nothing is to be let go of."""

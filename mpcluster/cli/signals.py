@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from mpcluster import watcher
 
-__all__ = ["HEARD", "hear"]
+__all__ = ["HEARD", "hear", "hear_of_children"]
 
 HEARD: Final = (
     signal.SIGTERM,
@@ -46,9 +46,18 @@ def hear(what: Callable[[signal.Signals], object]) -> None:
         watcher.current().call_soon(lambda: what(signal.Signals(number)))
 
     for one in HEARD:
-        # First: a worker may be forked between these two lines.
-        _before.setdefault(one, signal.getsignal(one) or signal.SIG_DFL)
-        signal.signal(one, handler)
+        _handle(one, handler)
+
+
+def hear_of_children(look: Callable[[], object]) -> None:
+    """Call ``look()`` in the watcher's thread when a child has ended. In the main thread."""
+    _handle(signal.SIGCHLD, lambda _number, _frame: watcher.current().call_soon(look))
+
+
+def _handle(number: signal.Signals, handler: Callable[[int, FrameType | None], object]) -> None:
+    # First: a worker may be forked between these two lines.
+    _before.setdefault(number, signal.getsignal(number) or signal.SIG_DFL)
+    signal.signal(number, handler)
 
 
 def _after_fork_in_child() -> None:

@@ -78,6 +78,16 @@ def test_the_watchdog_hears_a_sign_of_life_again_and_again(manager: socket.socke
     assert ended.wait(PATIENCE)
 
 
+def test_one_that_has_handed_over_says_nothing_more(manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
+    notifier.hand_over(4711)
+    notifier.stopping()
+    assert heard(manager) == {"MAINPID": "4711"}
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        manager.recv(4096)
+
+
 def test_a_watchdog_that_waits_for_another_process_hears_nothing() -> None:
     notifier = Notifier({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "10", "WATCHDOG_PID": "1"})
     assert notifier.interval is None
