@@ -162,16 +162,25 @@ def test_a_log_that_cannot_be_opened_is_named(start: Start, tmp_path: Path) -> N
 # -- service managers and containers ---------------------------------------------------------
 
 
+ACTIVATOR = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
 def test_a_socket_that_is_handed_down_is_served(start: Start, tmp_path: Path) -> None:
     """As `systemd-socket-activate`: descriptor 3, LISTEN_FDS and LISTEN_PID."""
     write(tmp_path / "app.py", SERVER)
     with socket.create_server(("127.0.0.1", 0)) as handed:
         port = handed.getsockname()[1]
-        command = f'exec 3<&{handed.fileno()}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
         with socket.create_connection(("127.0.0.1", port)):  # who comes before it runs, waits
-            run = [sys.executable, "-W", "error", "-m", "mpcluster", "run", "-n", "2", "app.py"]
             process = subprocess.Popen(
-                ["sh", "-c", command, "sh", *run, str(port)],
+                [
+                    *(sys.executable, "-c", ACTIVATOR, str(handed.fileno())),
+                    *("-W", "error", "-m", "mpcluster", "run", "-n", "2", "app.py", str(port)),
+                ],
                 cwd=tmp_path,
                 env=Master.environment(tmp_path),
                 pass_fds=[handed.fileno()],

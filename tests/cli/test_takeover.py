@@ -104,21 +104,35 @@ def test_a_new_master_that_fails_changes_nothing(masters, tmp_path: Path) -> Non
     assert present.first.get()[1] == "2"
 
 
-def test_meanwhile_the_old_one_takes_no_orders_that_change_anything(
-    masters, tmp_path: Path
-) -> None:
+MUTE = "import signal; print('mute'); signal.pause()"
+
+
+def test_until_then_the_old_one_takes_no_orders_but_to_stop(start: Start, tmp_path: Path) -> None:
     script = write(tmp_path / "app.py", SERVER)
-    present = masters("-n", 1, "--ready-timeout", "2s", "app.py")
-    present.first.serves()
-    present.first.is_ready()
-    write(script, "import signal; print('mute'); signal.pause()")
-    os.kill(present.pid, signal.SIGUSR2)
-    present.first.wait_for(r"mute")
-    refused = present.first.command("scale", 3)
-    assert refused.returncode == 1
-    assert "a new master is about to take over" in refused.stderr
-    present.first.wait_for(r"the new master .* before it was ready; this one serves on")
-    assert present.first.command("scale", 2).returncode == 0
+    master = start("-n", 1, "app.py")
+    master.serves()
+    master.is_ready()
+    write(script, MUTE)
+    master.kill(signal.SIGUSR2)
+    master.wait_for(r"mute")
+    for order in (("scale", 3), ("reload",)):
+        refused = master.command(*order)
+        assert refused.returncode == 1
+        assert "a new master is about to take over" in refused.stderr
+    assert master.stop() == 0  # which is when both are gone: they write into one pipe
+    assert "has taken over" not in master.text
+
+
+def test_one_that_does_not_get_ready_is_ended(start: Start, tmp_path: Path) -> None:
+    script = write(tmp_path / "app.py", SERVER)
+    master = start("-n", 1, "--ready-timeout", "1s", "app.py")
+    master.serves()
+    master.is_ready()
+    write(script, MUTE)
+    master.kill(signal.SIGUSR2)
+    master.wait_for(r"the new master .* before it was ready; this one serves on")
+    assert master.command("scale", 2).returncode == 0
+    assert master.stop() == 0
 
 
 @pytest.mark.slow
