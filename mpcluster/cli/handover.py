@@ -34,6 +34,7 @@ class Successor:
 
     Args:
         environ: What it is to have in its environment, besides this process's.
+        workers: How many it shall have; None: as its settings say.
         on_ready: Called when all its workers are ready.
         on_end: Called if it has ended before that, with how.
 
@@ -44,6 +45,7 @@ class Successor:
     def __init__(
         self,
         environ: dict[str, str],
+        workers: int | None,
         on_ready: Callable[[], object],
         on_end: Callable[[str], object],
     ) -> None:
@@ -55,7 +57,7 @@ class Successor:
         try:
             left = registrar.bequeath()
             down = [theirs.fileno(), *(fd for one in left for fd in one.fds)]
-            own = f"{theirs.fileno()} {os.getpid()}"
+            own = f"{os.getpid()} {theirs.fileno()} {workers or 0}"
             self.pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, *sys.orig_argv[1:]],
@@ -117,10 +119,15 @@ class Successor:
 
 
 class Predecessor:
-    """The old master, as the new one sees it. In the watcher's thread."""
+    """The old master, as the new one sees it. In the watcher's thread.
 
-    def __init__(self, line: socket.socket) -> None:
+    Attributes:
+        workers: How many it was told to have, if it was told so while it ran.
+    """
+
+    def __init__(self, line: socket.socket, workers: int | None) -> None:
         self._line = line
+        self.workers = workers
         self._on_gone: Callable[[], object] | None = None
 
     def await_charge(self, on_charge: Callable[[], object]) -> None:
@@ -145,15 +152,15 @@ class Predecessor:
 
 def predecessor(environ: MutableMapping[str, str] = os.environ) -> Predecessor | None:
     """The old master, where this one was started to take its place; the variable is removed."""
-    number, _, owner = environ.pop(_VARIABLE, "").partition(" ")
-    if not number or owner != str(os.getppid()):
+    words = environ.pop(_VARIABLE, "").split()
+    if len(words) != 3 or words[0] != str(os.getppid()):
         return None
     try:
-        line = socket.socket(fileno=int(number))
+        line = socket.socket(fileno=int(words[1]))
     except OSError:
         logger().warning("the old master has left no line to it")
         return None
     with descriptors.opening():
         descriptors.own(line)
         line.set_inheritable(False)
-    return Predecessor(line)
+    return Predecessor(line, int(words[2]) or None)

@@ -5,7 +5,7 @@ A :class:`Service` lives in the watcher's thread; the main thread starts it and 
 
     RUNNING ──stop()──► STOPPING ──stop(), or at once──► KILLING ──► over
 
-By USR2 a new master takes over (:mod:`.handover`), and this one stops.
+By USR2 a new master takes over (:mod:`.succession`), and this one stops.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import mpcluster
-from mpcluster import family, recruiting, registrar, watcher
+from mpcluster import family, recruiting, watcher
 from mpcluster.errors import SupervisionError
 from mpcluster.logs import logger
 from mpcluster.process import ClusterProcess
@@ -29,10 +29,11 @@ from mpcluster.supervision import SlotState, Supervisor
 from . import orders, report
 from .control import Control
 from .errors import FAILED, INTERRUPTED, CommandError
-from .handover import Predecessor, Successor
+from .handover import Predecessor
 from .notify import Notifier
 from .options import RAW, RunOptions
 from .output import Output
+from .succession import Succession
 from .worker import ProgramProcess
 
 __all__ = ["Service"]
@@ -68,14 +69,12 @@ class Service:
         self.notifier = notifier
         self.stage = Stage.RUNNING
         self.began = time.time()
-        self.workers = options.workers
+        self.workers = (predecessor and predecessor.workers) or options.workers
         self.interrupted = False
         self._crashed = False
         self._has_begun = False  # every worker was ready once
         self._reloads = 0  # under way
-        self._predecessor = predecessor
-        self._successor: Successor | None = None
-        self._deadline: watcher.Timer | None = None  # of the successor
+        self._succession = Succession(predecessor, self._hand_over, self._serve_on, self._leave)
         self._control: Control | None = None
         self.supervisor: Supervisor
 
@@ -85,27 +84,24 @@ class Service:
         Raises:
             CommandError: The control socket cannot be had; no worker was started.
         """
-        self._path = path
-        if self._predecessor is None:
-            self._take_orders()
+        if self._succession.is_in_charge:
+            self._take_orders(path)
         else:
-            self._predecessor.await_charge(self._take_charge)
+            self._succession.begin(lambda: self._take_charge(path))
         logger().info("mpcluster runs %s, workers: %d", self.options.program, self.workers)
         mpcluster.on("death", self._on_death)
         self.supervisor = Supervisor(self._make, self.workers, self.options.rules)
         self.supervisor.on("ready", self._on_ready)
 
-    def _take_orders(self) -> None:
-        if self._path is not None:
-            self._control = Control(self._path, orders.obeying(self))
+    def _take_orders(self, path: Path | None) -> None:
+        if path is not None:
+            self._control = Control(path, orders.obeying(self))
         self.notifier.begin()
 
-    def _take_charge(self) -> None:
+    def _take_charge(self, path: Path | None) -> None:
         """The old master has let go, or has died."""
-        self._predecessor = None
-        registrar.settle()
         try:
-            self._take_orders()
+            self._take_orders(path)
         except CommandError as error:
             logger().error("%s", error)
         logger().info("this master (%d) has taken over", os.getpid())
@@ -187,8 +183,7 @@ class Service:
 
     def _begin_to_end(self) -> None:
         self.notifier.stopping()
-        if self._successor is not None:
-            self._successor.kill()  # it would take over from one that is gone
+        self._succession.abandon()
         self.supervisor.stop()
 
     def reopen_log(self) -> None:
@@ -207,56 +202,44 @@ class Service:
         self._check_can_change()
         if os.getpid() == 1:
             raise CommandError("PID 1 cannot be replaced, for its end would be everybody's")
-        if self._reloads or not self._has_begun:
+        rolls = any(one.state is SlotState.ROLLING for one in self.supervisor.status())
+        if self._reloads or rolls or not self._has_begun:
             raise CommandError("the master is replaced when all workers are ready: later")
+        was_scaled = self.workers != self.options.workers
         try:
-            self._successor = Successor(
-                self.notifier.variables, self._hand_over, self._successor_ended
+            self._succession.start(
+                self.notifier.variables,
+                self.workers if was_scaled else None,
+                self.options.rules.ready_timeout,
             )
         except OSError as error:
             raise CommandError(f"no new master could be started: {error}", FAILED) from None
-        logger().info("a new master (%d) starts", self._successor.pid)
         self.supervisor.keep_all()  # the listeners are to stay as they were handed down
-        self._deadline = watcher.current().call_later(
-            self.options.rules.ready_timeout, self._successor.kill
-        )
 
-    def _hand_over(self) -> None:
-        """The new master is ready."""
-        assert self._successor is not None
-        successor = self._successor
-        self._end_deadline()
+    def _hand_over(self, pid: int) -> bool:
+        """The new master is ready: let it have what is one master's alone, and end."""
         if self.stage is not Stage.RUNNING:
-            return
-        logger().info("the new master (%d) takes over; the workers here finish", successor.pid)
+            return False
+        logger().info("the new master (%d) takes over; the workers here finish", pid)
         self.stage = Stage.STOPPING
         if self._control is not None:
             self._control.release()
-        self.notifier.hand_over(successor.pid)
-        self._successor = None
+        self.notifier.hand_over(pid)
+        return True
 
-        def leave() -> None:
-            successor.tell_it_is_in_charge()
-            self.supervisor.stop()
+    def _leave(self) -> None:
+        """It is in charge."""
+        self.supervisor.stop()
 
-        registrar.let_go(leave)
-
-    def _successor_ended(self, how: str) -> None:
-        self._end_deadline()
-        self._successor = None
+    def _serve_on(self) -> None:
+        """There is no new master after all."""
         if self.stage is Stage.RUNNING:
-            logger().error("the new master %s before it was ready; this one serves on", how)
             self.supervisor.replace_again()
-
-    def _end_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
     def _check_can_change(self) -> None:
         if self.stage is not Stage.RUNNING:
             raise CommandError(f"the master is {self.stage.value}", FAILED)
-        if self._successor is not None:
+        if self._succession.has_successor:
             raise CommandError("a new master is about to take over; ask that one", FAILED)
 
     def hear(self, number: signal.Signals) -> None:
@@ -316,10 +299,10 @@ class Service:
             return
         self._has_begun = True
         logger().info("all workers are ready: %d", len(slots))
-        if self._predecessor is None:
+        if self._succession.is_in_charge:
             self.notifier.ready(self._in_short())
         else:
-            self._predecessor.tell_ready()
+            self._succession.tell_ready()
 
     def _reloaded(self, done: Future[None]) -> None:
         self._reloads -= 1

@@ -88,6 +88,17 @@ def test_the_new_master_serves_on_the_same_port_with_new_code(masters, tmp_path:
     assert present.first.port == port
 
 
+def test_it_has_as_many_workers_as_the_old_one_was_told_to_have(masters, tmp_path: Path) -> None:
+    write(tmp_path / "app.py", SERVER)
+    present = masters("-n", 1, "app.py")
+    present.first.serves()
+    present.first.is_ready()
+    present.first.kill(signal.SIGTTIN)
+    present.first.serves()
+    present.replace()
+    assert present.first.status()["workers"] == len(present.first.pids()) == 2
+
+
 def test_a_new_master_that_fails_changes_nothing(masters, tmp_path: Path) -> None:
     script = write(tmp_path / "app.py", SERVER)
     present = masters("-n", 1, "--max-crashes", 1, "app.py")
