@@ -12,7 +12,7 @@ import pytest
 
 from mpcluster import bequest
 from mpcluster.bequest import Bequest
-from tests.sharers import LOCAL, Floor, is_refused, serve_one
+from tests.sharers import LOCAL, Floor, free_address, is_refused, serve_one
 
 UNIX = {"family": socket.AF_UNIX}
 
@@ -69,7 +69,7 @@ def test_a_port_is_found_by_number_and_as_the_same_random_one(floors) -> None:
 @pytest.mark.parametrize("event_loop", [False, True], ids=["shared", "slots"])
 def test_what_waits_is_served_by_the_next_masters_workers(floors, event_loop: bool) -> None:
     old, new = floors
-    first = old[1].bind(LOCAL, event_loop=event_loop)
+    first = old[1].bind(free_address(), event_loop=event_loop)
     clients = old.connect(first, 3)
     hand_down(old, new)
     again = new[1].bind(first.getsockname(), event_loop=event_loop)
@@ -83,7 +83,7 @@ def test_what_waits_is_served_by_the_next_masters_workers(floors, event_loop: bo
 
 def test_with_slots_each_new_worker_takes_over_a_queue_and_new_ones_are_steered_to(floors) -> None:
     old, new = floors
-    one = old[1].bind(LOCAL, event_loop=True)
+    one = old[1].bind(free_address(), event_loop=True)
     old[2].bind(one.getsockname(), event_loop=True)
     waiting = old.connect(one, 8)
     hand_down(old, new)
@@ -110,7 +110,7 @@ def test_with_slots_each_new_worker_takes_over_a_queue_and_new_ones_are_steered_
 
 def test_with_slots_the_old_master_steers_until_it_lets_go(floors) -> None:
     old, new = floors
-    one = old[1].bind(LOCAL, event_loop=True)
+    one = old[1].bind(free_address(), event_loop=True)
     hand_down(old, new)
     new[1].bind(one.getsockname(), event_loop=True)
     more = new[2].bind(one.getsockname(), event_loop=True)  # a slot that the old one has not
@@ -125,7 +125,7 @@ def test_with_slots_a_queue_that_nobody_takes_over_is_ended_by_the_next_master_a
     floors,
 ) -> None:
     old, new = floors
-    one = old[1].bind(LOCAL, event_loop=True)
+    one = old[1].bind(free_address(), event_loop=True)
     old[2].bind(one.getsockname(), event_loop=True)
     old.connect(one, 8)
     hand_down(old, new)
@@ -139,7 +139,7 @@ def test_with_slots_a_queue_that_nobody_takes_over_is_ended_by_the_next_master_a
 
 def test_a_port_that_the_next_program_does_not_want_is_given_up_after_a_while(floors) -> None:
     old, new = floors
-    address = old[1].bind(LOCAL).getsockname()
+    address = old[1].bind(free_address()).getsockname()
     hand_down(old, new)
     let_go(old, new)
     old[1].leave()

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from .errors import FAILED, NOBODY_THERE, CommandError
 
@@ -20,10 +20,10 @@ PATIENCE: Final = 10.0
 class Line:
     """A connection to a master."""
 
-    def __init__(self, sock: socket.socket, path: Path) -> None:
+    def __init__(self, sock: socket.socket, reader: BinaryIO, path: Path) -> None:
         self._socket = sock
+        self._reader = reader
         self._path = path
-        self._reader = sock.makefile("rb")
 
     def ask(self, do: str, *, patient: bool = False, **more: object) -> dict[str, Any]:
         """Ask, and return the answer.
@@ -74,7 +74,7 @@ def connected(path: Path) -> Iterator[Line]:
     Raises:
         CommandError: Nobody answers there, or this user may not ask.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, sock.makefile("rb") as reader:
         sock.settimeout(PATIENCE)
         try:
             sock.connect(str(path))
@@ -84,8 +84,7 @@ def connected(path: Path) -> Iterator[Line]:
             ) from None
         except OSError as error:
             raise CommandError(f"the master at {path} cannot be asked: {error}", FAILED) from None
-        line = Line(sock, path)
-        yield line
+        yield Line(sock, reader, path)
 
 
 def ask(path: Path, do: str, *, patient: bool = False, **more: object) -> dict[str, Any]:
