@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from .control import peer
 from .errors import FAILED, NOBODY_THERE, CommandError
 
 __all__ = ["Line", "ask", "connected"]
@@ -84,6 +86,9 @@ def connected(path: Path) -> Iterator[Line]:
             ) from None
         except OSError as error:
             raise CommandError(f"the master at {path} cannot be asked: {error}", FAILED) from None
+        owner = peer(sock)[1]
+        if os.getuid() != 0 and owner not in {0, os.getuid()}:
+            raise CommandError(f"who answers at {path} is user {owner}, not this one", FAILED)
         yield Line(sock, reader, path)
 
 

@@ -30,7 +30,7 @@ from mpcluster.unixpath import UnixPath, bind_path
 
 from .errors import FAILED, CommandError
 
-__all__ = ["Answer", "Control", "Obey"]
+__all__ = ["Answer", "Control", "Obey", "peer"]
 
 #: Bytes of one request, and connections at once; of one user's own tools.
 LONGEST: Final = 64 * 1024
@@ -167,10 +167,16 @@ class _Connection:
         watcher.current().modify(self._socket.fileno(), watcher.READABLE | more)
 
 
-def _is_allowed(connected: socket.socket) -> bool:
+def peer(connected: socket.socket) -> tuple[int, int]:
+    """Who is at the other end, as the kernel has it: pid and uid."""
     size = struct.calcsize("3i")
     whose = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     pid, uid, _gid = struct.unpack("3i", whose)
+    return pid, uid
+
+
+def _is_allowed(connected: socket.socket) -> bool:
+    pid, uid = peer(connected)
     if uid in {0, os.geteuid()}:
         return True
     logger().warning("user %d (pid %d) has asked for control, and is refused", uid, pid)

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+import mpcluster
 from mpcluster import ClusterProcess, watcher
 from mpcluster.cli import asking, command, place
 from mpcluster.cli.control import LONGEST, Answer, Control
 from mpcluster.cli.errors import CommandError
 from mpcluster.cli.program import Program
-from tests.happenings import PATIENCE, relatives_fixture  # noqa: F401
+from tests.happenings import PATIENCE, Diary, relatives_fixture  # noqa: F401
 from tests.test_listeners import dead_socket
 
 NOBODY = 65534
@@ -139,6 +140,37 @@ def test_another_user_is_refused_where_the_mode_would_let_him(control: Control, 
             assert answered == b""
 
     assert in_another_user(ask) == 0
+
+
+@as_root
+def test_who_asks_does_not_trust_a_master_of_another_user(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.chmod(0o777)
+    for directory in path.parents:
+        if directory != Path("/") and not directory.stat().st_mode & 0o001:
+            directory.chmod(directory.stat().st_mode | 0o711)
+
+    def pretend() -> None:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+            path.chmod(0o666)
+            listening.listen()
+            mpcluster.send("there")
+            listening.accept()
+
+    pretender = ClusterProcess(target=pretend)
+    diary = Diary()
+    pretender.on("message", diary.writer())
+    pretender.start()
+    diary.until("there")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(CommandError, match=f"is user {NOBODY}, not this one"):
+        asking.ask(path, "status")
+    pretender.join(PATIENCE)
+    pretender.close()
 
 
 def test_what_a_dead_master_left_is_taken_over(path: Path) -> None:
