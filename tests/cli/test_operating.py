@@ -190,8 +190,8 @@ def test_a_socket_that_is_handed_down_is_served(start: Start, tmp_path: Path) ->
             )
             try:
                 assert process.stdout is not None
-                served = [line for line in iter(process.stdout.readline, "") if "serves" in line]
-                assert served
+                lines = iter(process.stdout.readline, "")
+                assert next(line for line in lines if f"serves {port}" in line)
             finally:
                 process.terminate()
                 process.communicate()
