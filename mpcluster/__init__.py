@@ -15,7 +15,8 @@ The layers, lowest first; each imports only what stands above it in this list::
     cluster     ending, registrar, recruiting,    what a program calls
                 supervision, cluster
     work        pool, joblib                      tasks, on workers
-    faces       testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
+    faces       cli          the command ``mpcluster``
+                testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
 """
 
 from __future__ import annotations

@@ -295,10 +295,13 @@ def disconnect(
 ) -> None:
     """Ask every worker of this process to leave. Returns at once.
 
+    A supervisor of this process stops: nobody takes their places.
+
     Args:
         callback: Called in the watcher's thread after the last of their deaths; soon,
             where there is no worker. (Node calls it at the first exit.)
-        timeout: As of :meth:`ClusterProcess.disconnect`, seconds.
+        timeout: As of :meth:`ClusterProcess.disconnect`, seconds; a supervisor's workers
+            have its ``drain_timeout`` where it is None.
 
     Raises:
         TypeError, ValueError: An argument is wrong; nobody was asked to leave.
@@ -306,6 +309,17 @@ def disconnect(
     arguments.check_timeout(timeout)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, not {callback!r}")
+    holders = family.current().holders
+    for holder in holders:
+        holder.stop(timeout)
+    if holders:
+        # After they have stopped: only then it is settled who is the last.
+        watcher.current().call_soon(lambda: _disconnect_all(callback, timeout))
+    else:
+        _disconnect_all(callback, timeout)
+
+
+def _disconnect_all(callback: Callable[[], object] | None, timeout: float | None) -> None:
     relatives = family.current()
     workers = list(relatives.workers.values())
     if callback is not None:

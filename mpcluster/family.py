@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mpcluster import perprocess, watcher
 from mpcluster.configuration import Settings
@@ -49,6 +49,13 @@ SLICE: Final = 0.5
 
 _EXPECTED: Final = (EndingError,)
 _USER: Final = Kind.USER
+
+
+class Holder(Protocol):
+    """Who starts workers by itself: a supervisor."""
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Start none any more, and have those that are there leave; returns at once."""
 
 
 class Upward:
@@ -105,7 +112,7 @@ class Family:
         self._promised = 0  # new subscribers to whom nothing has been handed over yet
         self._forking: set[int] = set()  # the threads that fork a worker right now
         self._untold: set[int] = set()  # dead, `death` not yet delivered to the end
-        self._held: set[object] = set()  # by supervisors that will fork again
+        self._held: set[Holder] = set()  # by supervisors that will fork again
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} living={sorted(self.workers)} {self._kept!r}>"
@@ -274,12 +281,18 @@ class Family:
 
     # -- supervisors -----------------------------------------------------------------------
 
-    def hold(self, holder: object) -> None:
+    @property
+    def holders(self) -> list[Holder]:
+        """Those who will fork again."""
+        with self._told:
+            return list(self._held)
+
+    def hold(self, holder: Holder) -> None:
         """Workers will be forked again by ``holder``: a wait for the last one goes on."""
         with self._told:
             self._held.add(holder)
 
-    def let_go(self, holder: object) -> None:
+    def let_go(self, holder: Holder) -> None:
         """That is over."""
         with self._told:
             self._held.discard(holder)

@@ -19,12 +19,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 
 from mpcluster import descriptors, watcher
 from mpcluster.address import Address, failure, make_key
+from mpcluster.bequest import Bequest
 from mpcluster.messages import Bind, Bound, Key, Route
-from mpcluster.scheduling import MASTER, Kept, choose
+from mpcluster.scheduling import MASTER, POLICIES, Kept, choose
 from mpcluster.scheduling.base import CallLater, Policy, PolicyFactory, Timer, Watch, adopt
 from mpcluster.scheduling.line import Line
 from mpcluster.scheduling.shared import Shared
@@ -67,6 +68,7 @@ class Listener:
         self._call_later = call_later
         self._grace = grace
         self._on_end = on_end
+        self._max_connections = max_connections
         self._timer: Timer | None = None
         self._users: set[Route] = set()
         #: It was handed down bound to ``::``, and serves whoever asks for ``0.0.0.0``, too.
@@ -154,6 +156,68 @@ class Listener:
         listener._users.add(MASTER)
         listener.takes_ipv4 = _takes_ipv4(handed_down)
         return listener
+
+    @classmethod
+    def succeed(
+        cls,
+        left: Bequest,
+        *,
+        call_later: CallLater,
+        grace: float,
+        watch: Watch | None = None,
+        on_end: Callable[[Listener], None],
+    ) -> Listener:
+        """Go on with a listener of the master before this one; see :meth:`settle`.
+
+        Raises:
+            OSError: Its sockets were not handed down.
+        """
+        kept, *further = (socket.socket(fileno=fd) for fd in left.fds)
+        listener = cls(
+            kept,
+            POLICIES.get(left.policy, Shared),
+            path=None if left.path is None else UnixPath(left.path, kept.type),
+            call_later=call_later,
+            grace=grace,
+            watch=watch,
+            max_connections=left.max_connections,
+            on_end=on_end,
+        )
+        listener._policy.succeed(further)
+        if left.held:
+            listener._policy.add(MASTER, kept, None)
+            listener._users.add(MASTER)
+        listener.takes_ipv4 = left.takes_ipv4
+        return listener
+
+    def settle(self) -> None:
+        """The master before this one has let go; who does not use it by now has time to ask."""
+        self._policy.settle()
+        if not self._users and self._timer is None:
+            self._timer = self._call_later(self._grace, self._end)
+
+    def bequeath(self, keys: Iterable[Key]) -> Bequest:
+        """What the next master has to know of it, filed by ``keys``."""
+        name = next((name for name, one in POLICIES.items() if one is type(self._policy)), None)
+        return Bequest(
+            keys=tuple(keys),
+            policy=name or "shared",  # one of the user's own cannot travel
+            fds=(self._kept.fileno(), *(one.fileno() for one in self._policy.bequeath())),
+            held=MASTER in self._users,
+            takes_ipv4=self.takes_ipv4,
+            path=None if self._path is None else self._path.path,
+            max_connections=self._max_connections,
+        )
+
+    def let_go(self) -> None:
+        """The next master has taken over: the path is its, and so are the connections to come."""
+        self._path = None
+        self._policy.let_go()
+
+    @property
+    def in_hand(self) -> int:
+        """As :attr:`mpcluster.scheduling.Policy.in_hand`."""
+        return 0 if self.closed else self._policy.in_hand
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "used" if self._users else "waiting"

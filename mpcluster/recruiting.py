@@ -38,11 +38,13 @@ def recruit(
     cwd: str | os.PathLike[str] | None,
     daemon: bool | None,
     share_ports: bool,
+    kind: Callable[..., ClusterProcess] = ClusterProcess,
 ) -> ClusterProcess:
     """Make a worker that is not yet started, and see to the end of this master.
 
     Args:
         target: What the worker calls; without it, it runs the main program again.
+        kind: What makes the process; called as the class is.
 
     Raises:
         RuntimeError: The main program is no file that could be run again.
@@ -57,7 +59,7 @@ def recruit(
     else:
         raise TypeError(f"target must be callable, not {target!r}")
     args, kwargs = arguments.call(args, kwargs)
-    process = ClusterProcess(
+    process = kind(
         None,
         target,
         name,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import cloudpickle
 
-from mpcluster import family, interpreter, messages, watcher, workerside
+from mpcluster import bequest, family, interpreter, messages, watcher, workerside
 from mpcluster.errors import ClusterError
 from mpcluster.registry import Registry
 from mpcluster.scheduling import queued
@@ -57,8 +57,38 @@ def tell(message: object) -> None:
 
 def inherit() -> None:
     """Take over the sockets that this program was started with, before the first worker."""
-    if workerside.current() is None and "LISTEN_FDS" in os.environ:
+    handed_down = "LISTEN_FDS" in os.environ or bequest.VARIABLE in os.environ
+    if handed_down and workerside.current() is None:
         watcher.current().ask(_registry_here)
+
+
+# -- from one master to the next, in the watcher's thread ----------------------------------------
+
+
+def bequeath() -> list[bequest.Bequest]:
+    """What the next master has to know of the listeners of this one."""
+    return [] if _registry is None else _registry.bequeath()
+
+
+def let_go(proceed: Callable[[], object]) -> None:
+    """The next master has taken over; ``proceed()`` when nothing waits in this one any more."""
+    if _registry is not None:
+        _registry.let_go()
+    deadline = time.monotonic() + QUEUE_PATIENCE
+
+    def look() -> None:
+        if _registry is not None and _registry.in_hand and time.monotonic() < deadline:
+            watcher.current().call_later(QUEUE_LOOK, look)
+        else:
+            proceed()
+
+    look()
+
+
+def settle() -> None:
+    """The last master has let go: from now on this one has the say."""
+    if _registry is not None:
+        _registry.settle()
 
 
 def close() -> None:
@@ -82,6 +112,7 @@ def _registry_here() -> Registry:
             grace=family.current().settings.listener_grace,
         )
         _registry.inherit()
+        _registry.succeed(bequest.read(os.environ))
     return _registry
 
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 
 from mpcluster import descriptors
+from mpcluster.bequest import Bequest
 from mpcluster.listeners import Listener, inherited
 from mpcluster.messages import Bind, Bound, Holds, Key, Release, Route
 from mpcluster.scheduling import MASTER
@@ -143,6 +144,44 @@ class Registry:
             self._table.setdefault(listener.key, listener)
             taken.append(listener)
         return taken
+
+    def bequeath(self) -> list[Bequest]:
+        """What the next master has to know. Nothing changes here until :meth:`let_go`."""
+        return [
+            listener.bequeath(key for key, one in self._table.items() if one is listener)
+            for listener in self.listeners
+        ]
+
+    def succeed(self, left: Iterable[Bequest]) -> None:
+        """Go on with what the last master has left. Once, in a master, before it forks.
+
+        Raises:
+            OSError: A socket was not handed down.
+        """
+        for one in left:
+            listener = Listener.succeed(
+                one,
+                call_later=self._call_later,
+                grace=self.grace,
+                watch=self._watch,
+                on_end=self._forget,
+            )
+            self._table.update(dict.fromkeys(one.keys, listener))
+
+    def settle(self) -> None:
+        """The last master has let go."""
+        for listener in self.listeners:
+            listener.settle()
+
+    def let_go(self) -> None:
+        """The next master has taken over; what is :attr:`in_hand` is still dealt from here."""
+        for listener in self.listeners:
+            listener.let_go()
+
+    @property
+    def in_hand(self) -> int:
+        """Connections that this master has accepted, and no worker's program has yet."""
+        return sum(listener.in_hand for listener in self.listeners)
 
     def close(self) -> None:
         """Close every listener, used or not, and remove the unix paths. Idempotent."""

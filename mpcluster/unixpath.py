@@ -67,6 +67,8 @@ class UnixPath:
     def _hide(self) -> str | None:
         """Make the hidden link; without one (no room, no hard links) servers may go wrong."""
         hidden = _hidden_name(self.path)
+        if self._inode is not None and _inode(hidden) == self._inode:
+            return hidden  # of the master before this one, whose socket this is
         try:
             _clear(hidden, self._kind)  # of a master that was killed
             os.link(self.path, hidden)

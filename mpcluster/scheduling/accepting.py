@@ -72,7 +72,7 @@ class Accepting(Policy):
         self._direct: set[Route] = set()  # they accept from the listener itself
         self._waiting = Waiting(self._takers)
         self._turns = itertools.count(1)
-        self._closed = False
+        self._closed = self._has_let_go = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._door} {self._waiting.held} waiting {self._takers}>"
@@ -144,6 +144,16 @@ class Accepting(Policy):
             self._deal()
         return []
 
+    def let_go(self) -> None:
+        """Accept nothing more; what waits here is dealt on."""
+        self._has_let_go = True
+        self._deal()
+
+    @property
+    def in_hand(self) -> int:
+        """Those that wait here, and those that were passed and not accepted yet."""
+        return self._waiting.held + sum(len(taker.passed) for taker in self._takers)
+
     def close(self) -> None:
         """Close the listener and every line; connections that wait here end with a reset."""
         if self._closed:
@@ -197,7 +207,7 @@ class Accepting(Policy):
         self._door.tend(wanted=self._may_accept())
 
     def _may_accept(self) -> bool:
-        if self._closed or self._door.resting or self._waiting:
+        if self._closed or self._has_let_go or self._door.resting or self._waiting:
             return False
         if self.sticky:
             return self._waiting.has_room and bool(self._takers.taking())

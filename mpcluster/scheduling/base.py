@@ -116,6 +116,32 @@ class Policy(abc.ABC):
         """
         return []
 
+    # -- from one master to the next (:mod:`mpcluster.bequest`); the defaults suit a policy that
+    # -- keeps one socket, from which the workers accept -----------------------------------------
+
+    def bequeath(self) -> list[socket.socket]:
+        """The kept sockets beside the first, in their order, for the next master."""
+        return []
+
+    def succeed(self, further: list[socket.socket]) -> None:
+        """Go on with what the last master's policy has bequeathed, beside ``Kept.socket``.
+
+        Until :meth:`settle` that one is still at work.
+        """
+        for one in further:
+            descriptors.close(one)
+
+    def settle(self) -> None:  # noqa: B027  # most have nothing to do
+        """The last master has let go."""
+
+    def let_go(self) -> None:  # noqa: B027
+        """The next master has taken over: accept, steer and end nothing any more."""
+
+    @property
+    def in_hand(self) -> int:
+        """Connections that the master has accepted, and no worker's program has yet."""
+        return 0
+
     @abc.abstractmethod
     def close(self) -> None:
         """Close every kept socket and cancel every timer. Idempotent."""

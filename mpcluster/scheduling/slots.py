@@ -97,6 +97,8 @@ class Slots(Policy):
         self._address = kept.socket.getsockname()
         self._slots = [_Slot(kept.socket)]
         self._begun = False
+        #: Another master has the say: the last one that is still at work, or the next one.
+        self._is_silent = False
         self._users: set[Route] = set()
         self._backlog = socket.SOMAXCONN
         self._steered: list[int] = []
@@ -157,20 +159,52 @@ class Slots(Policy):
         mine = [slot for slot in self._slots if route in slot.users]
         for slot in mine:
             slot.draining.add(route)
-        if mine and not any(slot.live or slot.free for slot in self._slots):
+        alone = not any(slot.live or slot.free for slot in self._slots)
+        if mine and alone and not self._is_silent:
             spare = self._new(None)
             if spare is not None:
                 self._park(spare)
         self._steer()
         return [slot.socket for slot in mine if not slot.live]
 
+    def bequeath(self) -> list[socket.socket]:
+        """All in the order of the kernel's group."""
+        self._part()
+        return [slot.socket for slot in self._slots[1:]]
+
+    def succeed(self, further: list[socket.socket]) -> None:
+        """Go on with the same group. A new worker shares a slot with one of the last master's.
+
+        So no queue is left behind, and no index in the kernel's group changes.
+        """
+        self._slots += [_Slot(adopt(one)) for one in further]
+        self._begun = self._is_silent = True
+
+    def settle(self) -> None:
+        """Steer from now on; slots that nobody has taken over wait for an asker."""
+        self._is_silent = False
+        self._part()
+        for slot in self._slots:
+            if slot.free and slot.timer is None:
+                self._park(slot)
+        self._steer()
+
+    def let_go(self) -> None:
+        """Steer no more, and end nothing that waits: it is the next master's."""
+        self._is_silent = True
+        self._cancel_timers()
+
     def close(self) -> None:
         """Close every slot; what waits in their queues ends."""
+        self._cancel_timers()
+        for slot in self._slots:
+            descriptors.close(slot.socket)
+
+    def _cancel_timers(self) -> None:
         for slot in self._slots:
             if slot.timer is not None:
                 slot.timer.cancel()
                 slot.timer = None
-            descriptors.close(slot.socket)
 
     def _part(self) -> None:
         """Part with slots that somebody shut down, or connected as a client's after all.
@@ -220,6 +254,8 @@ class Slots(Policy):
 
     def _steer(self) -> None:
         """Name the live slots; with none, the one that the next asker gets."""
+        if self._is_silent:
+            return
         indices = [n for n, slot in enumerate(self._slots) if slot.live]
         if not indices:
             waiting = self._next_free()
@@ -237,7 +273,8 @@ class Slots(Policy):
 
     def _park(self, slot: _Slot) -> None:
         """The slot is free: give the next asker ``grace`` seconds to come for its queue."""
-        slot.timer = self._call_later(self._grace, functools.partial(self._flush, slot))
+        if not self._is_silent:
+            slot.timer = self._call_later(self._grace, functools.partial(self._flush, slot))
 
     def _flush(self, slot: _Slot) -> None:
         """Nobody came for the slot: end what waits in its queue, so that clients know.

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, overload
 
-from mpcluster import family, watcher
+from mpcluster import arguments, family, watcher
 from mpcluster.errors import ReloadAbortedError, SupervisionError
 from mpcluster.events import Callback, Emitter, call, report
 from mpcluster.forking import EndingError
@@ -81,6 +81,7 @@ class Supervisor:
         self._checkup = Checkup(rules, self._fleet, self._processes, self._do)
         self._reloads: dict[Roll, Future[None]] = {}
         self._emitter = Emitter(EVENTS)
+        self._drain_timeout = rules.drain_timeout
         self._over = threading.Event()
         self._failure: str | None = None
         self._family.hold(self)
@@ -139,9 +140,31 @@ class Supervisor:
         self._tell(begin)
         return done
 
-    def stop(self) -> None:
-        """Drain every worker and start none any more. Returns at once; see :meth:`wait`."""
-        self._tell(self._fleet.close)
+    def keep_all(self) -> None:
+        """Replace nobody for its age or size until :meth:`replace_again`."""
+        watcher.current().call_soon(self._checkup.end)
+
+    def replace_again(self) -> None:
+        """Look at age and size again."""
+        watcher.current().call_soon(self._checkup.begin)
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Drain every worker and start none any more. Returns at once; see :meth:`wait`.
+
+        Args:
+            timeout: Seconds that they have for it; ``drain_timeout`` where it is None.
+
+        Raises:
+            TypeError, ValueError: ``timeout`` is no number of seconds.
+        """
+        arguments.check_timeout(timeout)
+
+        def close() -> list[Order]:
+            if timeout is not None:
+                self._drain_timeout = timeout
+            return self._fleet.close()
+
+        self._tell(close)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has stopped and its last worker is gone.
@@ -256,7 +279,7 @@ class Supervisor:
             case Start(slot):
                 return self._start(slot)
             case Retire(worker):
-                self._process(worker.id).disconnect(self.rules.drain_timeout)
+                self._process(worker.id).disconnect(self._drain_timeout)
             case Kill(worker, reason):
                 logger().warning("worker %s (pid %s) %s", worker.id, worker.pid, reason)
                 self._process(worker.id).disconnect(0)

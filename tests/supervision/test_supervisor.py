@@ -439,3 +439,49 @@ def test_a_master_that_fell_off_its_end_goes_on_until_sigterm_and_takes_all_with
 def test_who_does_not_supervise_does_not_wait_for_its_import() -> None:
     done = python("import mpcluster, sys; assert 'mpcluster.supervision' not in sys.modules")
     assert done.returncode == 0, done.stderr
+
+
+# -- cluster.disconnect() ----------------------------------------------------------------------
+
+
+def test_disconnect_stops_the_supervisor_and_calls_back_after_the_last_death(
+    supervise: Callable[..., Supervisor], relatives: Family
+) -> None:
+    diary = diary_of_messages()
+    supervisor = supervise(say_slot_and_stay, 2)
+    pid_in(diary, 0)
+    pid_in(diary, 1)
+    gone = threading.Event()
+    left: list[int] = []
+
+    def called() -> None:
+        left.extend(relatives.workers)
+        gone.set()
+
+    cluster.disconnect(called)
+    assert gone.wait(PATIENCE)
+    assert left == []
+    assert supervisor.wait(PATIENCE)
+    assert [one.state for one in supervisor.status()] == [SlotState.CLOSED] * 2
+
+
+def test_disconnect_gives_the_supervisors_workers_its_own_time(
+    supervise: Callable[..., Supervisor],
+) -> None:
+    def stay() -> None:
+        cluster.on("disconnect", lambda: cluster.send(("deaf", 0)))
+        cluster.send(("there", 0))
+        while True:
+            signal.pause()
+
+    diary = diary_of_messages()
+    supervisor = supervise(stay, 1, drain_timeout=10 * PATIENCE)
+    diary.until("there", 0)
+    cluster.disconnect(timeout=0.0)
+    assert supervisor.wait(PATIENCE)  # by SIGTERM: it would have stayed for the drain_timeout
+
+
+def test_stop_wants_a_time_that_can_be(supervise: Callable[..., Supervisor]) -> None:
+    supervisor = supervise(say_slot_and_stay, 1)
+    with pytest.raises(ValueError, match="timeout must not be negative"):
+        supervisor.stop(-1)
