@@ -24,7 +24,7 @@ from collections.abc import Callable, MutableMapping
 from mpcluster import descriptors, watcher
 from mpcluster.address import Address, failure, make_key
 from mpcluster.messages import Bind, Bound, Key, Route
-from mpcluster.scheduling import MASTER, Kept, choose
+from mpcluster.scheduling import MASTER, POLICIES, Kept, choose
 from mpcluster.scheduling.base import CallLater, Policy, PolicyFactory, Timer, Watch, adopt
 from mpcluster.scheduling.line import Line
 from mpcluster.scheduling.shared import Shared
@@ -158,6 +158,12 @@ class Listener:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "used" if self._users else "waiting"
         return f"<Listener {self.address} {state} users={sorted(self._users)} {self._policy!r}>"
+
+    @property
+    def policy(self) -> str:
+        """The name of the policy that spreads its connections, or of the class of one's own."""
+        kind = type(self._policy)
+        return next((name for name, one in POLICIES.items() if one is kind), kind.__name__)
 
     @property
     def users(self) -> frozenset[Route]:

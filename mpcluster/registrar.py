@@ -24,9 +24,10 @@ from mpcluster.registry import Registry
 from mpcluster.scheduling import queued
 
 if TYPE_CHECKING:
+    from mpcluster.listeners import Listener
     from mpcluster.process import ClusterProcess
 
-__all__ = ["ask", "close", "inherit", "tell"]
+__all__ = ["ask", "close", "inherit", "listeners", "tell"]
 
 logger = logging.getLogger("mpcluster")
 
@@ -59,6 +60,11 @@ def inherit() -> None:
     """Take over the sockets that this program was started with, before the first worker."""
     if workerside.current() is None and "LISTEN_FDS" in os.environ:
         watcher.current().ask(_registry_here)
+
+
+def listeners() -> list[Listener]:
+    """Return the listeners that this master keeps now. In its watcher's thread."""
+    return [] if _registry is None else _registry.listeners
 
 
 def close() -> None:
