@@ -1,0 +1,1 @@
+"""What can be seen of a supervisor and its workers while they run."""

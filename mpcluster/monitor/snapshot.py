@@ -1,0 +1,262 @@
+"""One look at everything: a supervisor, its slots, its workers, their listeners.
+
+Taken in the master, in any thread. What only the watcher's thread may touch is read there,
+in one go; what the kernel says is read in the caller's. Nothing is asked of a worker, and
+one that is stopped, or busy, is seen as well as any other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TypeVar
+
+from mpcluster import registrar, watcher
+from mpcluster.address import Address
+from mpcluster.recruiting import require_master
+from mpcluster.supervision import SlotStatus, Supervisor, WorkerStatus
+
+from . import connections
+from .connections import Sockets
+from .processes import Usage, usage
+
+__all__ = ["Listener", "Master", "Slot", "Snapshot", "Worker", "take"]
+
+T = TypeVar("T")
+
+#: Seconds that a look waits for the watcher, which may be in a callback of the program's.
+PATIENCE: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Master:
+    """This process.
+
+    Attributes:
+        pid: Its number.
+        usage: What it uses.
+        connections: That it has accepted and not passed on, or that are its own.
+    """
+
+    pid: int
+    usage: Usage
+    connections: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One slot, and what became of all the workers that it ever had.
+
+    Attributes:
+        number: From 0 on.
+        state: Of :class:`mpcluster.SlotState`, as its value.
+        restarts: How often it has lost its worker.
+        trouble: The last that went wrong.
+        accepted: Connections that its workers accepted; None where some were not counted.
+        messages: That its workers sent.
+    """
+
+    number: int
+    state: str
+    restarts: int
+    trouble: str | None
+    accepted: int | None
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One living worker.
+
+    Attributes:
+        id: Its number in the cluster.
+        pid: Of its process.
+        slot: The number of its slot.
+        place: ``"serving"``, ``"incoming"`` or ``"leaving"``.
+        state: Of :class:`mpcluster.WorkerState`, as its value.
+        serves: It is ready, and goes on.
+        uptime: Seconds since it was forked.
+        ready_for: Seconds since it was ready; None: it is not yet.
+        usage: What it uses.
+        connections: That it has open, of shared listeners.
+        accepted: That its program has accepted so far; None where they are not counted.
+        messages: That have come from it.
+    """
+
+    id: int
+    pid: int | None
+    slot: int
+    place: str
+    state: str
+    serves: bool
+    uptime: float
+    ready_for: float | None
+    usage: Usage
+    connections: int | None
+    accepted: int | None
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One shared listener.
+
+    Attributes:
+        address: ``host:port``, or a path.
+        policy: How its connections are spread.
+        workers: Ids of those that use it.
+        waiting: Connections that wait to be accepted; None where the kernel does not tell.
+    """
+
+    address: str
+    policy: str
+    workers: tuple[int, ...]
+    waiting: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What there was at one moment.
+
+    Attributes:
+        time: Of the look, in seconds since the epoch.
+        clock: The same moment in monotonic seconds, to count rates by.
+        master: This process.
+        under_way: What is just done to the slots (``"reload"``); None: nothing.
+        failure: Why the supervisor has given up; None if it has not.
+        slots: By number.
+        workers: By slot, the oldest first.
+        listeners: The oldest first.
+    """
+
+    time: float
+    clock: float
+    master: Master
+    under_way: str | None
+    failure: str | None
+    slots: tuple[Slot, ...]
+    workers: tuple[Worker, ...]
+    listeners: tuple[Listener, ...]
+
+    @property
+    def serving(self) -> int:
+        """How many workers are ready and go on."""
+        return sum(worker.serves for worker in self.workers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it in dicts, lists, numbers and strings, as JSON has them."""
+        found = {"serving": self.serving, **asdict(self)}
+        for one in (found["master"], *found["workers"]):
+            one.update(one.pop("usage"))
+        return found
+
+
+def take(supervisor: Supervisor, *, patience: float = PATIENCE) -> Snapshot:
+    """Look at a supervisor and its workers.
+
+    What the kernel or a worker's program does not tell is None. Costs some hundred
+    microseconds a worker, more for those with much memory or many connections.
+
+    Args:
+        supervisor: Of this process.
+        patience: Seconds to wait for the watcher's thread.
+
+    Raises:
+        TimeoutError: The watcher's thread has been in one callback all the while.
+        NotMasterError: This is a worker, whose parent's workers are not its own.
+    """
+    require_master("snapshot.take()")
+    known = _ask(lambda: _Known(supervisor), patience)
+    here = os.getpid()
+    sockets = connections.look(address for address, _, _ in known.listeners)
+    return Snapshot(
+        known.time,
+        known.clock,
+        Master(here, usage(here), sockets.held_by(here)),
+        known.under_way,
+        known.failure,
+        tuple(map(_slot, known.slots)),
+        tuple(_worker(one, here, sockets) for one in known.workers),
+        tuple(
+            Listener(str(address), policy, users, sockets.waiting.get(address))
+            for address, policy, users in known.listeners
+        ),
+    )
+
+
+class _Known:
+    """What the watcher's thread knows. Made in it."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.time, self.clock = time.time(), time.monotonic()
+        self.slots = supervisor.status()
+        self.workers = supervisor.workers()
+        self.under_way = supervisor.under_way()
+        self.failure = supervisor.failure
+        self.listeners: list[tuple[Address, str, tuple[int, ...]]] = []
+        for listener in registrar.listeners():
+            users = sorted({route[0] for route in listener.users if route})
+            self.listeners.append((listener.address, listener.policy, tuple(users)))
+
+
+def _ask(look: Callable[[], T], patience: float) -> T:
+    """As :meth:`Watcher.ask`, for as long as that may take."""
+    the_watcher = watcher.current()
+    if the_watcher.in_thread():
+        return look()
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        if answer.set_running_or_notify_cancel():
+            try:
+                answer.set_result(look())
+            except BaseException as error:  # noqa: BLE001  # the caller's to raise
+                answer.set_exception(error)
+
+    the_watcher.call_soon(run)
+    try:
+        return answer.result(patience)
+    except FutureTimeoutError:
+        if answer.cancel() or not answer.done():
+            raise TimeoutError(
+                f"mpcluster's watcher has not answered for {patience:g} s: a callback of the "
+                "program's (on 'message', 'death', …) has not returned for so long"
+            ) from None
+        return answer.result()
+
+
+def _slot(status: SlotStatus) -> Slot:
+    return Slot(
+        status.slot,
+        status.state.value,
+        status.restarts,
+        status.trouble,
+        status.done.accepted,
+        status.done.messages,
+    )
+
+
+def _worker(status: WorkerStatus, parent: int, sockets: Sockets) -> Worker:
+    pid = status.pid
+    held = None if pid is None else sockets.held_by(pid)
+    accepted = status.done.accepted
+    if accepted is not None and held is not None and accepted < held:
+        accepted = None  # somebody accepts there who does not count: C code, with a listener
+    return Worker(
+        status.id,
+        pid,
+        status.slot,
+        status.place,
+        status.state.value,
+        status.serves,
+        status.uptime,
+        status.ready_for,
+        Usage() if pid is None else usage(pid, parent=parent),
+        held,
+        accepted,
+        status.done.messages,
+    )
