@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-__all__ = ["Usage", "usage"]
+__all__ = ["Usage", "age", "usage"]
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ _SIZE: Final = re.compile(rb"^(Rss|Pss|Private_Clean|Private_Dirty):\s+(\d+) kB"
 
 #: Where the fields of ``/proc/<pid>/stat`` stand behind the name: proc(5) counts from 1, and
 #: the name, which may contain anything, is the second.
-_PARENT, _USER, _SYSTEM, _THREADS = 4 - 3, 14 - 3, 15 - 3, 20 - 3
+_PARENT, _USER, _SYSTEM, _THREADS, _STARTED = 4 - 3, 14 - 3, 15 - 3, 20 - 3, 22 - 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,14 @@ def usage(pid: int, *, parent: int | None = None) -> Usage:
         None if own[0] is None or own[1] is None else own[0] + own[1],
         stat[_THREADS],
         _or_none(lambda: _descriptors(pid)),
+    )
+
+
+def age(pid: int) -> float | None:
+    """Seconds since a process was started; None of one that is gone."""
+    stat = _or_none(lambda: _stat(pid))
+    return (
+        None if stat is None else time.clock_gettime(time.CLOCK_BOOTTIME) - stat[_STARTED] / _TICK
     )
 
 

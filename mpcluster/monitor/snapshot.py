@@ -8,23 +8,24 @@ one that is stopped, or busy, is seen as well as any other.
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeVar
 
-from mpcluster import registrar, watcher
-from mpcluster.address import Address
+from mpcluster import listeners, registrar, watcher
 from mpcluster.recruiting import require_master
-from mpcluster.supervision import SlotStatus, Supervisor, WorkerStatus
+from mpcluster.supervision import SlotState, SlotStatus, Supervisor, WorkerStatus
 
 from . import connections
 from .connections import Sockets
-from .processes import Usage, usage
+from .processes import Usage, age, usage
 
-__all__ = ["Listener", "Master", "Slot", "Snapshot", "Worker", "take"]
+__all__ = ["Listener", "Master", "Slot", "Snapshot", "Worker", "count_serving", "take"]
 
 T = TypeVar("T")
 
@@ -38,11 +39,17 @@ class Master:
 
     Attributes:
         pid: Its number.
+        program: The name of its script.
+        host: The name of the machine.
+        uptime: Seconds since it was started; None where the kernel does not tell.
         usage: What it uses.
-        connections: That it has accepted and not passed on, or that are its own.
+        connections: That it has open: accepted and not yet passed on, for the most part.
     """
 
     pid: int
+    program: str
+    host: str
+    uptime: float | None
     usage: Usage
     connections: int | None
 
@@ -107,12 +114,14 @@ class Listener:
 
     Attributes:
         address: ``host:port``, or a path.
+        protocol: ``"tcp"``, ``"udp"`` or ``"unix"``.
         policy: How its connections are spread.
         workers: Ids of those that use it.
         waiting: Connections that wait to be accepted; None where the kernel does not tell.
     """
 
     address: str
+    protocol: str
     policy: str
     workers: tuple[int, ...]
     waiting: int | None
@@ -172,20 +181,37 @@ def take(supervisor: Supervisor, *, patience: float = PATIENCE) -> Snapshot:
     require_master("snapshot.take()")
     known = _ask(lambda: _Known(supervisor), patience)
     here = os.getpid()
-    sockets = connections.look(address for address, _, _ in known.listeners)
+    sockets = connections.look(address for address, _ in known.listeners)
     return Snapshot(
         known.time,
         known.clock,
-        Master(here, usage(here), sockets.held_by(here)),
+        _master(here, sockets),
         known.under_way,
         known.failure,
         tuple(map(_slot, known.slots)),
         tuple(_worker(one, here, sockets) for one in known.workers),
         tuple(
-            Listener(str(address), policy, users, sockets.waiting.get(address))
-            for address, policy, users in known.listeners
+            replace(one, waiting=sockets.waiting.get(address) if one.protocol == "tcp" else None)
+            for address, one in known.listeners
         ),
     )
+
+
+def count_serving(supervisor: Supervisor, *, patience: float = PATIENCE) -> tuple[int, int]:
+    """Return how many workers are ready and go on, and how many slots want one.
+
+    Raises:
+        TimeoutError: As :func:`take`.
+    """
+
+    def look() -> tuple[int, int]:
+        closed = SlotState.CLOSED
+        return (
+            sum(worker.serves for worker in supervisor.workers()),
+            sum(slot.state is not closed for slot in supervisor.status()),
+        )
+
+    return _ask(look, patience)
 
 
 class _Known:
@@ -197,10 +223,7 @@ class _Known:
         self.workers = supervisor.workers()
         self.under_way = supervisor.under_way()
         self.failure = supervisor.failure
-        self.listeners: list[tuple[Address, str, tuple[int, ...]]] = []
-        for listener in registrar.listeners():
-            users = sorted({route[0] for route in listener.users if route})
-            self.listeners.append((listener.address, listener.policy, tuple(users)))
+        self.listeners = [(one.address, _listener(one)) for one in registrar.listeners()]
 
 
 def _ask(look: Callable[[], T], patience: float) -> T:
@@ -227,6 +250,26 @@ def _ask(look: Callable[[], T], patience: float) -> T:
                 "program's (on 'message', 'death', …) has not returned for so long"
             ) from None
         return answer.result()
+
+
+def _master(pid: int, sockets: Sockets) -> Master:
+    return Master(
+        pid,
+        os.path.basename(sys.argv[0] if sys.argv else "") or "python",
+        socket.gethostname(),
+        age(pid),
+        usage(pid),
+        sockets.held_by(pid),
+    )
+
+
+def _listener(kept: listeners.Listener) -> Listener:
+    family, kind, *_ = kept.key
+    protocol = "udp" if kind == socket.SOCK_DGRAM else "tcp"
+    if family == socket.AF_UNIX:
+        protocol = "unix"
+    users = sorted({route[0] for route in kept.users if route})
+    return Listener(str(kept.address), protocol, kept.policy, tuple(users), None)
 
 
 def _slot(status: SlotStatus) -> Slot:
