@@ -3,7 +3,7 @@
 The layers, lowest first; each imports only what stands above it in this list::
 
     ground      errors, events, states, messages, address, arguments,
-                configuration, descriptors, logs
+                configuration, descriptors, logs, tally
     transport   greeting, pickling, wire, memfd,  messages over a socketpair
                 line, sender, inbox, channel
     watching    watcher                           one thread, one epoll, a process
@@ -16,6 +16,7 @@ The layers, lowest first; each imports only what stands above it in this list::
                 supervision, cluster
     work        pool, joblib                      tasks, on workers
     faces       testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
+                monitor      a page that shows a supervisor's workers
 """
 
 from __future__ import annotations
