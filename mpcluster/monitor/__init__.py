@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["start"]
 
 
-def start(supervisor: Supervisor, address: str = "127.0.0.1:0", *, public: bool = False) -> Monitor:
+def start(
+    supervisor: Supervisor,
+    address: str = "127.0.0.1:0",
+    *,
+    public: bool = False,
+    program: str | None = None,
+) -> Monitor:
     """Serve a page that shows a supervisor's workers. In the master.
 
     Also ``/status.json``, ``/metrics`` for Prometheus, and ``/healthz``, which is 200 while a
@@ -32,6 +38,7 @@ def start(supervisor: Supervisor, address: str = "127.0.0.1:0", *, public: bool 
         address: ``HOST:PORT``, ``[IPv6]:PORT``, or ``PORT`` alone for 127.0.0.1; port 0 is any
             that is free. Closed to other machines: see ``public``.
         public: Allow an address that other machines can reach. There is no password.
+        program: The name to show; that of this process's script without it.
 
     Returns:
         With ``.url`` and ``.stop()``; the end of the master ends it, too.
@@ -44,4 +51,4 @@ def start(supervisor: Supervisor, address: str = "127.0.0.1:0", *, public: bool 
     """
     from .server import Monitor
 
-    return Monitor(supervisor, address, public=public)
+    return Monitor(supervisor, address, public=public, program=program)

@@ -17,6 +17,7 @@ moment of theirs, so:
 from __future__ import annotations
 
 import errno
+import functools
 import http
 import http.server
 import json
@@ -40,6 +41,7 @@ from .hosts import Place
 from .metrics import Exposition
 from .page import POLICY_FOR_DATA, page
 from .sampler import THREAD_NAME, Sampler
+from .snapshot import take
 
 __all__ = ["MOST", "Monitor"]
 
@@ -64,14 +66,22 @@ class Monitor:
         url: Where it is.
     """
 
-    def __init__(self, supervisor: Supervisor, address: str, *, public: bool = False) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        address: str,
+        *,
+        public: bool = False,
+        program: str | None = None,
+    ) -> None:
         require_master("monitor.start()")
         place = hosts.parse(address, public=public)
         page()
         self._pid = os.getpid()
         self._server = _Server(place)
         try:
-            self.sampler = Sampler(supervisor)
+            look = functools.partial(take, program=program)
+            self.sampler = Sampler(supervisor, look=look)
             try:
                 self._server.begin(self.sampler)
             except BaseException:

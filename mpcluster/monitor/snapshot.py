@@ -164,7 +164,9 @@ class Snapshot:
         return found
 
 
-def take(supervisor: Supervisor, *, patience: float = PATIENCE) -> Snapshot:
+def take(
+    supervisor: Supervisor, *, patience: float = PATIENCE, program: str | None = None
+) -> Snapshot:
     """Look at a supervisor and its workers.
 
     What the kernel or a worker's program does not tell is None. Costs some hundred
@@ -173,6 +175,7 @@ def take(supervisor: Supervisor, *, patience: float = PATIENCE) -> Snapshot:
     Args:
         supervisor: Of this process.
         patience: Seconds to wait for the watcher's thread.
+        program: What it is to be called; the name of this process's script without it.
 
     Raises:
         TimeoutError: The watcher's thread has been in one callback all the while.
@@ -185,7 +188,7 @@ def take(supervisor: Supervisor, *, patience: float = PATIENCE) -> Snapshot:
     return Snapshot(
         known.time,
         known.clock,
-        _master(here, sockets),
+        _master(here, sockets, program),
         known.under_way,
         known.failure,
         tuple(map(_slot, known.slots)),
@@ -252,10 +255,10 @@ def _ask(look: Callable[[], T], patience: float) -> T:
         return answer.result()
 
 
-def _master(pid: int, sockets: Sockets) -> Master:
+def _master(pid: int, sockets: Sockets, program: str | None) -> Master:
     return Master(
         pid,
-        os.path.basename(sys.argv[0] if sys.argv else "") or "python",
+        program or os.path.basename(sys.argv[0] if sys.argv else "") or "python",
         socket.gethostname(),
         age(pid),
         usage(pid),

@@ -72,7 +72,7 @@ def open_page_fixture(
 
 
 def shown(chromium: Browser) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = chromium.run(f"return {ROWS}")
+    found: list[dict[str, str]] = chromium.run(f"return {ROWS.strip()}")
     return found
 
 

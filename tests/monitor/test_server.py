@@ -105,6 +105,13 @@ def test_the_status_is_the_last_look_with_its_rates(watched: Monitor) -> None:
     assert status["age"] < PATIENCE
 
 
+def test_it_has_the_name_that_it_was_given(
+    supervise: Callable[..., Supervisor], watch: Callable[..., Monitor]
+) -> None:
+    watched = watch(supervise(serving, 1), program="app.py")
+    assert ask(watched, "/status.json").json["master"]["program"] == "app.py"
+
+
 def test_figures_for_prometheus_are_those_of_the_same_look(watched: Monitor) -> None:
     answer = ask(watched, "/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain")
