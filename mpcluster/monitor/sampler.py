@@ -1,8 +1,8 @@
 """Looks at a supervisor every two seconds, and keeps the last look and ten minutes of figures.
 
-However many people watch, the looks are as many. They are fewer where one takes long (workers
-with very much memory, or tens of thousands of connections): no more than a fiftieth of the
-time of one processor is spent on them.
+However many people watch, the looks are as many. They are fewer, down to one in twenty seconds,
+where each takes long (workers with very much memory, or tens of thousands of connections): so
+that a fiftieth of the time of one processor is enough for them.
 
 **Thread.** One, started and ended by the :class:`Sampler`'s owner; a clock wakes it. It is a
 daemon: it keeps no program alive. It takes the condition below and no other lock, logs and
@@ -32,11 +32,14 @@ __all__ = ["INTERVAL", "KEPT", "THREAD_NAME", "Sampler"]
 INTERVAL: Final = 2.0
 #: Looks whose figures are kept: ten minutes.
 KEPT: Final = 300
-#: At most this part of a processor's time is spent looking.
+#: This part of a processor's time may be spent looking.
 PART: Final = 1 / 50
 
 #: Seconds that somebody who asks for health waits for the watcher.
 HURRY: Final = 0.5
+
+#: Seconds between two looks at most.
+LONGEST: Final = 20.0
 
 THREAD_NAME: Final = "mpcluster-monitor"
 
@@ -62,6 +65,7 @@ class Sampler:
         # and by those that ask. A fork may find it taken: a child has no use for it.
         self._taken = threading.Condition()
         self._ends = False
+        self._stalled = False  # written by the thread alone
         self._last = look(supervisor)
         self._rates = between(self._last, self._last)
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
@@ -77,6 +81,11 @@ class Sampler:
         """Return the last look, and what happened between the one before it and that."""
         with self._taken:
             return self._last, self._rates
+
+    @property
+    def stalled(self) -> bool:
+        """Was there nobody to answer at the latest look?"""
+        return self._stalled
 
     def history(self) -> list[dict[str, Any]]:
         """Return the figures of the last ten minutes, the oldest first."""
@@ -116,11 +125,12 @@ class Sampler:
             began = time.thread_time()
             try:
                 self._keep(self._look(self._supervisor))
+                self._stalled = False
             except TimeoutError:
-                pass  # the last look grows old, which whoever asks is told
+                self._stalled = True  # and the last look grows old
             except Exception as error:  # noqa: BLE001  # ours to mend; the next may succeed
                 report("the monitor's look at the workers", error, self)
-            pause = max(INTERVAL, (time.thread_time() - began) / PART)
+            pause = min(max(INTERVAL, (time.thread_time() - began) / PART), LONGEST)
 
     def _wait(self, seconds: float) -> bool:
         """Wait; False if that was ended."""

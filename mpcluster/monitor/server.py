@@ -203,8 +203,8 @@ class _Server(socketserver.TCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread, and end the oldest that still answers if they are too many."""
-        while len(self._answering) >= MOST:
-            oldest, connection = next(iter(self._answering.items()))
+        while len(answering := list(self._answering.items())) >= MOST:
+            oldest, connection = answering[0]
             _shut(connection)
             oldest.join()
         begun = threading.Event()
@@ -285,9 +285,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def status(self) -> None:
         """For programs."""
-        snapshot, rates = self.server.sampler.last()
-        age = time.monotonic() - snapshot.clock
-        self._send_json({**snapshot.as_dict(), "age": age, "rates": rates.as_dict()})
+        sampler = self.server.sampler
+        snapshot, rates = sampler.last()
+        told = {
+            **snapshot.as_dict(),
+            "age": time.monotonic() - snapshot.clock,
+            "stalled": sampler.stalled,
+            "rates": rates.as_dict(),
+        }
+        self._send_json(told)
 
     def history(self) -> None:
         """The last ten minutes, for the charts of a page that was opened just now."""

@@ -33,6 +33,10 @@ T = TypeVar("T")
 PATIENCE: Final = 2.0
 
 
+#: Connections of one worker that may be accepted and not counted yet: one a thread, for a moment.
+UNDER_WAY: Final = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Master:
     """This process.
@@ -182,9 +186,11 @@ def take(
         NotMasterError: This is a worker, whose parent's workers are not its own.
     """
     require_master("snapshot.take()")
+    kept = _ask(lambda: [(one.address, _listener(one)) for one in registrar.listeners()], patience)
+    # Before what the workers have counted is read: none is open then that was not counted yet.
+    sockets = connections.look(address for address, _ in kept)
     known = _ask(lambda: _Known(supervisor), patience)
     here = os.getpid()
-    sockets = connections.look(address for address, _ in known.listeners)
     return Snapshot(
         known.time,
         known.clock,
@@ -195,7 +201,7 @@ def take(
         tuple(_worker(one, here, sockets) for one in known.workers),
         tuple(
             replace(one, waiting=sockets.waiting.get(address) if one.protocol == "tcp" else None)
-            for address, one in known.listeners
+            for address, one in kept
         ),
     )
 
@@ -226,7 +232,6 @@ class _Known:
         self.workers = supervisor.workers()
         self.under_way = supervisor.under_way()
         self.failure = supervisor.failure
-        self.listeners = [(one.address, _listener(one)) for one in registrar.listeners()]
 
 
 def _ask(look: Callable[[], T], patience: float) -> T:
@@ -290,7 +295,7 @@ def _worker(status: WorkerStatus, parent: int, sockets: Sockets) -> Worker:
     pid = status.pid
     held = None if pid is None else sockets.held_by(pid)
     accepted = status.done.accepted
-    if accepted is not None and held is not None and accepted < held:
+    if accepted is not None and held and (not accepted or held > accepted + UNDER_WAY):
         accepted = None  # somebody accepts there who does not count: C code, with a listener
     return Worker(
         status.id,

@@ -56,12 +56,29 @@ def test_the_last_look_and_what_happened_since_the_one_before_are_kept() -> None
         one.stop()
 
 
-def test_a_look_that_the_watcher_does_not_answer_leaves_the_last_as_it_is() -> None:
-    looks = Looks(snapshot(clock=1), TimeoutError("busy"), snapshot(clock=2))
-    one = Sampler(NOBODY, look=looks)
+def test_a_look_that_the_watcher_does_not_answer_leaves_the_last_as_it_is_and_says_so() -> None:
+    answers, asked = threading.Event(), threading.Event()
+    clock = iter(range(1, 1000))
+
+    def look(_supervisor: object) -> Snapshot:
+        number = next(clock)
+        if number == 3:
+            asked.set()  # the second has been dealt with
+            answers.wait(PATIENCE)
+        if number == 2:
+            raise TimeoutError
+        return snapshot(clock=number)
+
+    one = Sampler(NOBODY, look=look)
     try:
-        assert one.wait_for(lambda seen, _: seen.clock == 2, PATIENCE)
+        assert asked.wait(PATIENCE)
+        assert one.stalled
+        assert one.last()[0].clock == 1
+        answers.set()
+        assert one.wait_for(lambda seen, _: seen.clock > 3, PATIENCE)
+        assert not one.stalled
     finally:
+        answers.set()
         one.stop()
 
 
@@ -102,10 +119,10 @@ def test_ten_minutes_are_kept_and_no_more() -> None:
 
 
 def test_looks_that_take_long_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With each costing a second of a processor, the next is 50 seconds away."""
+    """With each costing a fifth of a second of a processor, the next is ten seconds away."""
     pauses: queue.SimpleQueue[float] = queue.SimpleQueue()
     clock = iter(range(100))
-    monkeypatch.setattr("mpcluster.monitor.sampler.time.thread_time", lambda: float(next(clock)))
+    monkeypatch.setattr("mpcluster.monitor.sampler.time.thread_time", lambda: next(clock) / 5)
     wait = Sampler._wait
 
     def noting(self: Sampler, seconds: float) -> bool:
@@ -116,7 +133,7 @@ def test_looks_that_take_long_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None
     one = Sampler(NOBODY, look=Looks(snapshot(clock=1), snapshot(clock=2)))
     try:
         assert pauses.get(timeout=PATIENCE) == sampler.INTERVAL
-        assert pauses.get(timeout=PATIENCE) == 50
+        assert pauses.get(timeout=PATIENCE) == 10
     finally:
         one.stop()
 
