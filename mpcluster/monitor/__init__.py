@@ -3,10 +3,10 @@
 Runs in the master and asks nothing of the workers. The modules, lowest first::
 
     processes, connections    what the kernel says of a process, and of sockets
-    snapshot                  one look at everything, as values; needs no extra
+    views, snapshot           one look at everything, as values; needs no extra
     rates, sampler            what happens between two looks; looks from time to time
     metrics, page, hosts      for Prometheus; for people; for whom not
-    server                    serves it all
+    answers, server           serves it all
 """
 
 from __future__ import annotations

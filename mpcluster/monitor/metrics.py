@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from mpcluster.errors import EngineUnavailableError
 from mpcluster.supervision import SlotState
 
-from .snapshot import Listener, Slot, Snapshot, Worker
+from .views import Listener, Slot, Snapshot, Worker
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import (

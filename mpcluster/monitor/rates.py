@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .snapshot import Slot, Snapshot, Worker
+from .views import Slot, Snapshot, Worker
 
 __all__ = ["Rate", "Rates", "between"]
 

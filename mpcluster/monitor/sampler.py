@@ -24,7 +24,8 @@ from mpcluster.events import report
 from mpcluster.supervision import Supervisor
 
 from .rates import Rates, between
-from .snapshot import Snapshot, count_serving, take
+from .snapshot import count_serving, take
+from .views import Snapshot
 
 __all__ = ["INTERVAL", "KEPT", "THREAD_NAME", "Sampler"]
 

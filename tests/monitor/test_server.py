@@ -19,7 +19,7 @@ pytest.importorskip("prometheus_client", reason="needs mpcluster[monitor]")
 
 import mpcluster as cluster
 from mpcluster import monitor, watcher
-from mpcluster.monitor import sampler, server
+from mpcluster.monitor import answers, sampler, server
 from mpcluster.monitor.server import Monitor
 from mpcluster.supervision import Supervisor
 from tests.happenings import PATIENCE, Diary, Gate, relatives_fixture  # noqa: F401
@@ -225,7 +225,7 @@ def test_while_the_watcher_is_in_a_callback_the_last_look_counts_for_a_time(
     try:
         assert ask(watched, "/healthz").status == 200
         assert ask(watched, "/status.json").json["serving"] == 2
-        monkeypatch.setattr(server, "STALE", 0)
+        monkeypatch.setattr(answers, "STALE", 0)
         answer = ask(watched, "/healthz")
         assert answer.status == 503
         assert answer.body.startswith(b"not known: the master's watcher")
@@ -302,7 +302,7 @@ def test_who_sends_half_a_request_keeps_nobody_out(watched: Monitor) -> None:
 def test_a_client_that_is_silent_is_given_up(
     watched: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server._Handler, "timeout", 0.01)
+    monkeypatch.setattr(answers.Answering, "timeout", 0.01)
     assert say(watched, b"GET / HT") == b""
 
 
