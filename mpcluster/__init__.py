@@ -3,7 +3,7 @@
 The layers, lowest first; each imports only what stands above it in this list::
 
     ground      errors, events, states, messages, address, arguments,
-                configuration, descriptors, logs
+                configuration, descriptors, logs, tally
     transport   greeting, pickling, wire, memfd,  messages over a socketpair
                 line, sender, inbox, channel
     watching    watcher                           one thread, one epoll, a process
@@ -17,6 +17,7 @@ The layers, lowest first; each imports only what stands above it in this list::
     work        pool, joblib                      tasks, on workers
     faces       cli          the command ``mpcluster``
                 testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
+                monitor      a page that shows a supervisor's workers
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ from mpcluster.registry import Registry
 from mpcluster.scheduling import queued
 
 if TYPE_CHECKING:
+    from mpcluster.listeners import Listener
     from mpcluster.process import ClusterProcess
 
-__all__ = ["ask", "close", "inherit", "tell"]
+__all__ = ["ask", "close", "inherit", "listeners", "tell"]
 
 logger = logging.getLogger("mpcluster")
 
@@ -89,6 +90,11 @@ def settle() -> None:
     """The last master has let go: from now on this one has the say."""
     if _registry is not None:
         _registry.settle()
+
+
+def listeners() -> list[Listener]:
+    """Return the listeners that this master keeps now. In its watcher's thread."""
+    return [] if _registry is None else _registry.listeners
 
 
 def close() -> None:
