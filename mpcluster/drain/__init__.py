@@ -31,6 +31,7 @@ from mpcluster.sharing.connections import Connection
 
 from . import (
     aiohttp,
+    asyncio_http,
     asyncio_servers,
     asyncio_streams,
     closing,
@@ -114,6 +115,7 @@ def begin(
         return
     signals.note_main(main)
     parking.park()
+    asyncio_http.begin()
     if user_callback is not None:
         user_callback()
         return
