@@ -1,5 +1,7 @@
 """The servers of these tests: what each answers is ``PID PATH``, padded; ``/halves/...`` in two.
 
+``/stuck`` is never answered to its end.
+
 They know nothing of who runs them, and are what people write: ``ThreadingHTTPServer``, a
 small HTTP server of asyncio's streams, uvicorn on both loops, aiohttp, Flask.
 """
@@ -14,6 +16,13 @@ from typing import Any
 
 PAUSE = 0.02  # seconds between the halves of an answer
 PADDING = b" " * 200
+
+
+def pause(path: str) -> float:
+    """Seconds between the halves of this answer."""
+    if path.startswith("/stuck"):
+        return 3600.0
+    return PAUSE if path.startswith("/halves") else 0.0
 
 
 def halves(path: str) -> tuple[bytes, bytes]:
@@ -33,8 +42,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(first)
-        if self.path.startswith("/halves"):
-            time.sleep(PAUSE)
+        time.sleep(pause(self.path))
         self.wfile.write(second)
 
     def log_message(self, *args: object) -> None:
@@ -55,14 +63,14 @@ async def _speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     try:
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            first, second = halves(head.split(" ", 2)[1])
+            path = head.split(" ", 2)[1]
+            first, second = halves(path)
             close = "connection: close" in head.lower()
             said = "Connection: close\r\n" if close else ""
             length = len(first + second)
             writer.write(f"HTTP/1.1 200 OK\r\n{said}Content-Length: {length}\r\n\r\n".encode())
             writer.write(first)
-            if "/halves" in head:
-                await asyncio.sleep(PAUSE)
+            await asyncio.sleep(pause(path))
             writer.write(second)
             await writer.drain()
             if close:
@@ -85,8 +93,7 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
     headers = [(b"content-length", b"%d" % len(first + second))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": first, "more_body": True})
-    if scope["path"].startswith("/halves"):
-        await asyncio.sleep(PAUSE)
+    await asyncio.sleep(pause(scope["path"]))
     await send({"type": "http.response.body", "body": second})
 
 
@@ -112,8 +119,7 @@ def aiohttp(host: str, port: int) -> None:
         response = web.StreamResponse(headers={"Content-Length": str(len(first + second))})
         await response.prepare(request)
         await response.write(first)
-        if request.path.startswith("/halves"):
-            await asyncio.sleep(PAUSE)
+        await asyncio.sleep(pause(request.path))
         await response.write(second)
         return response
 
@@ -138,13 +144,23 @@ def flask(host: str, port: int) -> None:
 
         def parts() -> Any:
             yield first
-            if rest.startswith("halves"):
-                time.sleep(PAUSE)
+            time.sleep(pause(f"/{rest}"))
             yield second
 
         return Response(parts(), headers={"Content-Length": str(len(first + second))})
 
     app.run(host=host, port=port, threaded=True)
+
+
+def fickle(host: str, port: int) -> None:
+    """``threads``, unless the file that ``FICKLE`` names says otherwise."""
+    with open(os.environ["FICKLE"], encoding="ascii") as file:
+        mood = file.read()
+    if mood == "ends":
+        raise RuntimeError("this code is broken")
+    if mood == "never listens":
+        time.sleep(3600)
+    threads(host, port)
 
 
 _UVICORN = ("uvicorn", "uvicorn.protocols.http.httptools_impl", "uvicorn.lifespan.off")
@@ -157,4 +173,5 @@ APPS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "uvicorn_uvloop": (uvicorn_uvloop, ("uvloop", *_UVICORN, "uvicorn.loops.uvloop")),
     "aiohttp": (aiohttp, ("aiohttp", "aiohttp.web")),
     "flask": (flask, ("flask", "werkzeug.serving")),
+    "fickle": (fickle, ()),
 }

@@ -144,6 +144,10 @@ class Connection(asyncio.Protocol):
         self.served += 1
         return int(status), body
 
+    async def first(self, *marks: bytes) -> bytes:
+        """What comes up to these marks, one after the other."""
+        return b"".join([await self._until(mark) for mark in marks])
+
     async def _until(self, mark: bytes) -> bytes:
         while (place := self._received.find(mark)) < 0:
             await self._more()
@@ -236,6 +240,10 @@ class Load:
         """Wait for so many more answers, or for a loss."""
         async with asyncio.timeout(PATIENCE):
             await self._reached(self.answered + count)
+
+    async def one(self) -> None:
+        """Ask once, over a connection of its own."""
+        await self._request(next(self._numbers), None, keep=False, pause=False)
 
     async def _reached(self, goal: int) -> None:
         if self._is_reached(goal):
