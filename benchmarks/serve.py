@@ -35,7 +35,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -47,6 +46,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from guarded import guarded
 
 HOST = "127.0.0.1"
 CONNECTIONS = 64
@@ -154,15 +155,10 @@ def served(way: str, server: str) -> Iterator[tuple[int, int]]:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((HOST, 0))
         command = [sys.executable, __file__, "--run", way, server, str(reserved.getsockname()[1])]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, start_new_session=True
-        ) as program:
+        with guarded(command, stdout=subprocess.PIPE) as program:
             assert program.stdout is not None
-            try:
-                ports = {int(program.stdout.readline()) for _ in range(1 + (way != "alone"))}
-                yield program.pid, ports.pop()
-            finally:
-                os.killpg(program.pid, signal.SIGKILL)
+            ports = {int(program.stdout.readline()) for _ in range(1 + (way != "alone"))}
+            yield os.getpgid(program.pid), ports.pop()
 
 
 # -- the load ------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from guarded import guarded
+
 HOST = "127.0.0.1"
 POLICIES = ("shared", "slots", "round_robin", "least_connections")
 WORKERS = 4
@@ -114,12 +116,9 @@ def run(policy: str, server: str, workers: int, cost: float) -> None:
 def served(policy: str, server: str, workers: int, cost: float = 0.0) -> Iterator[Any]:
     """Run a master; gives the function that waits for one more worker: its pid and port."""
     command = [sys.executable, __file__, "--run", policy, server, str(workers), str(cost)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as program:
+    with guarded(command, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None
-        try:
-            yield lambda: json.loads(program.stdout.readline())  # type: ignore[union-attr]
-        finally:
-            os.killpg(program.pid, signal.SIGKILL)
+        yield lambda: json.loads(program.stdout.readline())  # type: ignore[union-attr]
 
 
 # -- spread ----------------------------------------------------------------------------------------
@@ -135,16 +134,16 @@ async def ask(port: int) -> tuple[int, asyncio.StreamWriter]:
     return int(said), writer
 
 
-async def at_once(port: int) -> list[int]:
-    answers = await asyncio.gather(*(ask(port) for _ in range(CONNECTIONS)))
+async def at_once(port: int, connections: int) -> list[int]:
+    answers = await asyncio.gather(*(ask(port) for _ in range(connections)))
     for _, writer in answers:
         writer.close()
     return [pid for pid, _ in answers]
 
 
-async def one_by_one(port: int) -> list[int]:
+async def one_by_one(port: int, connections: int) -> list[int]:
     pids = []
-    for _ in range(CONNECTIONS):
+    for _ in range(connections):
         pid, writer = await ask(port)
         writer.close()
         pids.append(pid)
@@ -158,15 +157,17 @@ WAYS: dict[str, tuple[Any, float]] = {
 }
 
 
-def spread(policy: str, server: str, way: str, rounds: int) -> tuple[float, float]:
+def spread(
+    policy: str, server: str, way: str, rounds: int, connections: int
+) -> tuple[float, float]:
     """Return the shares of the busiest and of the idlest worker, in percent."""
     come, cost = WAYS[way]
     busiest, idlest = [], []
     for _ in range(rounds):
         with served(policy, server, WORKERS, cost) as listening:
             there = [listening() for _ in range(WORKERS)]
-            counts = collections.Counter(asyncio.run(come(there[0][1])))
-            shares = [100 * counts[pid] / CONNECTIONS for pid, _ in there]
+            counts = collections.Counter(asyncio.run(come(there[0][1], connections)))
+            shares = [100 * counts[pid] / connections for pid, _ in there]
             busiest.append(max(shares))
             idlest.append(min(shares))
     return statistics.median(busiest), statistics.median(idlest)
@@ -208,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--connections", type=int, default=CONNECTIONS)
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
@@ -220,7 +222,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for server in arguments.servers:
         for policy in arguments.policies:
-            shares = [spread(policy, server, way, arguments.rounds) for way in WAYS]
+            shares = [
+                spread(policy, server, way, arguments.rounds, arguments.connections) for way in WAYS
+            ]
             a_kill, _ = asyncio.run(lost(policy, server, arguments.kills))
             cells = [f"{most:.0f} … {least:.0f} %" for most, least in shares]
             print(f"| {server} | {policy} | {' | '.join(cells)} | {a_kill:.1f} |", flush=True)

@@ -31,35 +31,24 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
-class Master:
-    """A master with its workers, and what it says."""
+class Talking:
+    """A program that says what happens, a line of JSON each, and takes orders on its input."""
 
-    def __init__(
-        self,
-        script: str,
-        *arguments: str,
-        count: int = 2,
-        handed_down: socket.socket | None = None,
-        **environ: str,
-    ) -> None:
-        given = [] if handed_down is None else [handed_down.fileno()]
+    def __init__(self, command: list[str], **options: Any) -> None:
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                *(["-c", _HAND_DOWN, str(given[0])] if given else []),
-                str(_HERE / "serving_master.py"),
-                str(count),
-                str(_HERE / "servers" / f"{script}.py"),
-                *arguments,
-            ],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **environ},
             start_new_session=True,
-            pass_fds=given,
+            **options,
         )
         self._heard: list[dict[str, Any]] = []
         self._rest = b""
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is that of its group, too."""
+        return self._process.pid
 
     def expect(self, event: str) -> dict[str, Any]:
         """The next event of that name that was not returned yet."""
@@ -102,6 +91,32 @@ class Master:
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
+
+
+class Master(Talking):
+    """A master with its workers, and what it says."""
+
+    def __init__(
+        self,
+        script: str,
+        *arguments: str,
+        count: int = 2,
+        handed_down: socket.socket | None = None,
+        **environ: str,
+    ) -> None:
+        given = [] if handed_down is None else [handed_down.fileno()]
+        super().__init__(
+            [
+                sys.executable,
+                *(["-c", _HAND_DOWN, str(given[0])] if given else []),
+                str(_HERE / "serving_master.py"),
+                str(count),
+                str(_HERE / "servers" / f"{script}.py"),
+                *arguments,
+            ],
+            env={**os.environ, **environ},
+            pass_fds=given,
+        )
 
 
 @contextlib.contextmanager

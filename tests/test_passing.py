@@ -172,6 +172,18 @@ def test_a_killed_worker_loses_no_connection_that_it_had_not_accepted(policy: st
             client.close()
 
 
+@pytest.mark.parametrize("policy", ACCEPTING)
+def test_a_connection_of_which_a_killed_worker_was_told_and_no_more_is_not_lost(
+    policy: str,
+) -> None:
+    """``select`` takes it out of the line, so that its word holds; ``accept()`` never came."""
+    with running("polls", 1, scheduling=policy) as master, master.connect() as client:
+        (told,) = master.pids
+        master.expect("told")
+        os.kill(told, signal.SIGKILL)
+        assert who(client) == master.replacement()
+
+
 def test_a_worker_that_is_stopped_delays_nobody_while_another_is_free() -> None:
     with running("asyncio", 2, scheduling="round_robin") as master:
         stopped, other = master.pids

@@ -14,8 +14,9 @@ does not read, is waited for until it was silent for ten seconds. Without server
 connections there is nothing to wait for.
 
 **The drain's thread** is started by :func:`begin`, in a worker, once; it looks at the
-connections every 50 ms, and ends when it has ended the program, or told it to end. It holds
-no lock. The process may end while it runs, since it is a daemon's; a forked child has none.
+connections every 50 ms, less often where there are thousands, and ends when it has ended the
+program, or told it to end. It holds no lock. The process may end while it runs, since it is a
+daemon's; a forked child has none.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mpcluster.sharing.connections import Connection
 
 from . import (
     aiohttp,
+    asyncio_http,
     asyncio_servers,
     asyncio_streams,
     closing,
@@ -46,7 +48,11 @@ __all__ = ["begin", "ended_cleanly", "install"]
 
 _log = logging.getLogger("mpcluster")
 
-_LOOK = 0.05  # seconds between two looks at the connections
+_LOOK = 0.05  # seconds between two looks at the connections, at least
+
+#: And at least so many times what a look has taken: with thousands of connections it takes
+#: longer, and meanwhile holds up those that are to be answered.
+_REST = 4
 
 #: A server that drains on SIGTERM gets it after so many seconds at the latest: from there
 #: on its own rules hold.
@@ -114,6 +120,7 @@ def begin(
         return
     signals.note_main(main)
     parking.park()
+    asyncio_http.begin()
     if user_callback is not None:
         user_callback()
         return
@@ -147,11 +154,12 @@ def _drain(finished: Callable[[], None]) -> None:
 def _wait(*, limit: float | None) -> None:
     """Until nothing is under way, or ``limit`` seconds after the drain began."""
     while limit is None or state.seconds() < limit:
+        begin = time.monotonic()
         adapters = [adapter for adapter in _ADAPTERS if adapter.is_serving()]
         busy = any(adapter.is_busy() for adapter in adapters)
         if not busy and all(_is_idle(one, adapters) for one in connections.in_hand()):
             return
-        _sleep(_LOOK)
+        _sleep(max(_LOOK, _REST * (time.monotonic() - begin)))
 
 
 def _is_idle(connection: Connection, adapters: list[Adapter]) -> bool:

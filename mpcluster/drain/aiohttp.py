@@ -6,6 +6,7 @@ Its own handler of SIGTERM closes idle connections at once.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ from mpcluster.importing import when_imported
 from mpcluster.sharing.connections import Connection
 
 from . import state
+from .bydescriptor import ByDescriptor
 
 __all__ = ["Aiohttp", "install"]
 
@@ -22,6 +24,12 @@ class Aiohttp:
 
     def __init__(self) -> None:
         self.servers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._handlers = ByDescriptor(self._walk)
+
+    def _walk(self) -> Iterator[tuple[Any, Any]]:
+        for server in list(self.servers):
+            for handler in list(server.connections):
+                yield handler, getattr(handler, "transport", None)
 
     def is_serving(self) -> bool:
         """Is there one?"""
@@ -29,14 +37,10 @@ class Aiohttp:
 
     def patience(self, connection: Connection) -> float | None:
         """By the handler that has this connection."""
-        for server in list(self.servers):
-            for handler in list(server.connections):
-                transport = getattr(handler, "transport", None)
-                sock = None if transport is None else transport.get_extra_info("socket")
-                if sock is not None and sock.fileno() == connection.fd:
-                    in_progress = getattr(handler, "_request_in_progress", True)
-                    return state.patience(between_requests=not in_progress)
-        return None
+        handler = self._handlers.get(connection.fd)
+        if handler is None:
+            return None
+        return state.patience(between_requests=not getattr(handler, "_request_in_progress", True))
 
     def is_busy(self) -> bool:
         """Its own shutdown waits for the rest."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ from mpcluster.importing import when_imported
 from mpcluster.sharing.connections import Connection
 
 from . import state
+from .bydescriptor import ByDescriptor
 
 __all__ = ["AsyncioStreams", "install"]
 
@@ -29,6 +31,7 @@ class AsyncioStreams:
 
     def __init__(self) -> None:
         self.protocols: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._by_descriptor = ByDescriptor(self._walk)
         self._waits: weakref.WeakKeyDictionary[Any, tuple[Any, float]]
         self._waits = weakref.WeakKeyDictionary()
 
@@ -38,7 +41,7 @@ class AsyncioStreams:
 
     def patience(self, connection: Connection) -> float | None:
         """As :class:`~.adapter.Adapter` has it."""
-        protocol = self._of(connection.fd)
+        protocol = self._by_descriptor.get(connection.fd)
         task = None if protocol is None else protocol._task  # noqa: SLF001
         if task is None:  # no stream's, or its callback is no coroutine
             return None
@@ -64,13 +67,9 @@ class AsyncioStreams:
         """Their servers are ended by :mod:`.asyncio_servers`; uvloop's end with the program."""
         return False
 
-    def _of(self, fd: int) -> Any:
+    def _walk(self) -> Iterator[tuple[Any, Any]]:
         for protocol in list(self.protocols):
-            transport = protocol._transport  # noqa: SLF001
-            sock = None if transport is None else transport.get_extra_info("socket")
-            if sock is not None and sock.fileno() == fd:
-                return protocol
-        return None
+            yield protocol, protocol._transport  # noqa: SLF001
 
     def _waits_for(self, protocol: Any, waiter: object) -> float:
         """Seconds since it was first seen to wait so."""

@@ -8,6 +8,7 @@ signal when nothing but idle connections is left.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from mpcluster.importing import when_imported
 from mpcluster.sharing.connections import Connection
 
 from . import state
+from .bydescriptor import ByDescriptor
 
 __all__ = ["Uvicorn", "install"]
 
@@ -24,6 +26,12 @@ class Uvicorn:
 
     def __init__(self) -> None:
         self.servers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._protocols = ByDescriptor(self._walk)
+
+    def _walk(self) -> Iterator[tuple[Any, Any]]:
+        for server in list(self.servers):
+            for protocol in list(server.server_state.connections):
+                yield protocol, getattr(protocol, "transport", None)
 
     def is_serving(self) -> bool:
         """Has one started?"""
@@ -31,13 +39,11 @@ class Uvicorn:
 
     def patience(self, connection: Connection) -> float | None:
         """By the protocol object that has this connection."""
-        for server in list(self.servers):
-            for protocol in list(server.server_state.connections):
-                if _descriptor(protocol) == connection.fd:
-                    cycle = getattr(protocol, "cycle", None)  # a WebSocket has none
-                    complete = cycle is None or bool(cycle.response_complete)
-                    return state.patience(between_requests=complete)
-        return None
+        protocol = self._protocols.get(connection.fd)
+        if protocol is None:
+            return None
+        cycle = getattr(protocol, "cycle", None)  # a WebSocket has none
+        return state.patience(between_requests=cycle is None or bool(cycle.response_complete))
 
     def is_busy(self) -> bool:
         """Its own shutdown waits for background tasks."""
@@ -48,12 +54,6 @@ class Uvicorn:
         for server in list(self.servers):
             server.should_exit = True
         return True
-
-
-def _descriptor(protocol: Any) -> int:
-    transport = getattr(protocol, "transport", None)
-    sock = None if transport is None else transport.get_extra_info("socket")
-    return -1 if sock is None else int(sock.fileno())
 
 
 def install(uvicorn: Uvicorn) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from . import copies, real
 
-__all__ = ["Connection", "has_unread", "in_hand", "stop_reading"]
+__all__ = ["Connection", "has_unread", "in_hand", "look", "stop_reading"]
 
 _LAST_DATA_SENT = 44  # offsets in struct tcp_info, include/uapi/linux/tcp.h; milliseconds
 _LAST_DATA_RECEIVED = 52
@@ -46,6 +46,11 @@ def in_hand() -> list[Connection]:
     """Every open connection that was accepted from a shared listener of this process."""
     places = {_place(copy.listener.sockname) for copy in copies.known()}
     return [connection for fd in _sockets() if (connection := _look(fd, places)) is not None]
+
+
+def look(fd: int) -> Connection | None:
+    """What the kernel knows of this one; ``None``: it is no connection, or not any more."""
+    return _look(fd, None)
 
 
 def stop_reading(connection: Connection) -> None:
@@ -83,7 +88,7 @@ def _sockets() -> Iterator[int]:
             continue
 
 
-def _look(fd: int, places: set[object]) -> Connection | None:
+def _look(fd: int, places: set[object] | None) -> Connection | None:
     try:
         sock = real.Socket(fileno=os.dup(fd))
     except OSError:
@@ -92,7 +97,7 @@ def _look(fd: int, places: set[object]) -> Connection | None:
         try:
             if sock.type == socket.SOCK_DGRAM:
                 return None
-            if _place(real.getsockname(sock)) not in places:
+            if places is not None and _place(real.getsockname(sock)) not in places:
                 return None
             sock.getpeername()  # a listener has no peer
             if sock.family == socket.AF_UNIX:

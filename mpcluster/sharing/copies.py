@@ -24,7 +24,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mpcluster import descriptors
 from mpcluster.errors import ClusterError
@@ -39,6 +39,7 @@ __all__ = [
     "Accepted",
     "Copy",
     "Listener",
+    "Taken",
     "Tell",
     "acceptor",
     "add",
@@ -56,6 +57,21 @@ __all__ = [
 Tell: TypeAlias = Callable[[object], None]
 Identity: TypeAlias = "tuple[int, int] | None"
 Accepted: TypeAlias = "tuple[int, Any]"
+
+
+class Taken(NamedTuple):
+    """A connection out of a listener's queue, which no ``accept()`` has returned yet.
+
+    Args:
+        fd: Its descriptor.
+        address: The client's.
+        number: Under which the master has passed it, which is yet to be told that the program
+            has accepted it; ``None``: it was accepted here.
+    """
+
+    fd: int
+    address: Any
+    number: int | None = None
 
 
 class Listener:
@@ -80,9 +96,9 @@ class Listener:
         self.family = key[0]
         self.listening = False
         self.identity: Identity = None
-        #: Connections that are this process's, and that no accept() has fetched yet: as
-        #: ``_accept()`` returns them, or the error that it shall raise.
-        self.taken: deque[Accepted | OSError] = deque()
+        #: Connections that are this process's, and that no accept() has fetched yet, or the
+        #: error that it shall raise.
+        self.taken: deque[Taken | OSError] = deque()
         #: Where connections come from that the master accepts; ``None``: we accept.
         self.line: Line | None = None
 
@@ -108,9 +124,9 @@ class Listener:
     def forget_taken(self) -> None:
         """Close the connections that nobody will fetch any more."""
         while self.taken:
-            accepted = self.taken.popleft()
-            if not isinstance(accepted, OSError):
-                os.close(accepted[0])
+            taken = self.taken.popleft()
+            if not isinstance(taken, OSError):
+                os.close(taken.fd)
 
     def _say(self, message: object) -> None:
         if self.tell is not None:

@@ -29,7 +29,7 @@ from typing import Any, Final
 from mpcluster import descriptors, watcher
 from mpcluster.scheduling import line
 
-from .copies import Identity, identify
+from .copies import Identity, Taken, identify
 
 __all__ = ["Line", "closed"]
 
@@ -78,8 +78,10 @@ class Line:
                 self._end(fd)
                 self._say(line.LISTEN, max(0, backlog))
 
-    def accept(self, fd: int) -> tuple[int, Any] | None:
-        """What ``accept(2)`` returns; ``None``: the master has closed the line.
+    def take(self, fd: int) -> Taken | None:
+        """Take the next connection out; the master is not told. ``None``: it has closed the line.
+
+        If this process ends now, or closes its listener, another one gets the connection.
 
         Args:
             fd: The program's descriptor.
@@ -91,15 +93,28 @@ class Line:
         with self._lock:
             if self._closed:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            end = self._end(fd)
-            passed = line.take(end)
+            passed = line.take(self._end(fd))
             if passed is None:
                 return None
-            number, peer, accepted = passed
-            if accepted < 0:
-                self._say(line.REFUSED, number)
+            if passed.fd < 0:
+                self._say(line.REFUSED, passed.number)
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return Taken(passed.fd, passed.peer, passed.number)
+
+    def accept(self, accepted: int, number: int) -> None:
+        """The program accepts what was taken: from now on it is this process's alone.
+
+        Args:
+            accepted: Its descriptor; closed where this fails.
+            number: Of the connection.
+
+        Raises:
+            OSError: EBADF: the listener was closed meanwhile, and the connection is another's.
+        """
+        with self._lock:
             try:
+                if self._closed:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 if self._counts:
                     _open[accepted] = (identify(accepted), self)
                 self._say(line.COUNTED if self._counts else line.ACCEPTED, number)
@@ -109,7 +124,6 @@ class Line:
                 raise
         if self._counts:
             _keep_looking()
-        return accepted, peer
 
     def close(self) -> None:
         """The program has closed its last copy: accept, and say, no more."""

@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable
 
 from . import parking, real, waiting
-from .copies import Accepted, Copy
+from .copies import Copy, Taken
 
 __all__ = ["accepts", "holds", "is_blocking", "take", "until_true", "wait_alone"]
 
 
-def take(copy: Copy) -> Accepted:
+def take(copy: Copy) -> Taken:
     """A connection from the listener itself, past those that were reported. Never waits.
 
-    Be it accepted here or by the master.
+    Be it accepted here or by the master, who is not told yet.
 
     Raises:
         BlockingIOError: There is none, or a sibling was quicker.
@@ -27,12 +27,12 @@ def take(copy: Copy) -> Accepted:
     """
     line = copy.listener.line
     if line is not None and not copy.parked:
-        passed = line.accept(copy.fd)
+        passed = line.take(copy.fd)
         if passed is not None:
             return passed
         parking.silence(copy)  # an end of file would keep it readable for ever
-    accepted: Accepted = real.accept(copy.handle)
-    return accepted
+    fd, address = real.accept(copy.handle)
+    return Taken(fd, address)
 
 
 def is_blocking(copy: Copy) -> bool:

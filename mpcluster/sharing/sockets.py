@@ -21,7 +21,7 @@ from mpcluster import tally
 
 from . import binding, copies, eventloops, passed, paths, pollers, ports, real, waiting
 from .binding import Office
-from .copies import Accepted, Copy
+from .copies import Accepted, Copy, Taken
 from .mapped import MappedSocket, pair
 from .readiness import take
 from .standin import StandIn
@@ -176,18 +176,23 @@ class SharedSocket(StandIn):
 
 def _next(copy: Copy) -> Accepted:
     """The next connection; first those that the program was told of."""
-    accepted: Accepted | OSError | None = None
-    if copy.listener.taken:
+    listener = copy.listener
+    taken: Taken | OSError | None = None
+    if listener.taken:
         with contextlib.suppress(IndexError):  # another thread was quicker
-            accepted = copy.listener.taken.popleft()
-    if accepted is None:
-        accepted = take(copy) if copy.timeout == 0.0 else waiting.attempt(copy, lambda: take(copy))
-    if isinstance(accepted, OSError):
-        raise accepted
+            taken = listener.taken.popleft()
+    if taken is None:
+        taken = take(copy) if copy.timeout == 0.0 else waiting.attempt(copy, lambda: take(copy))
+    if isinstance(taken, OSError):
+        raise taken
+    fd, address, number = taken
+    if number is not None:
+        assert listener.line is not None
+        listener.line.accept(fd, number)
     tally.accepted()
-    if copy.listener.family != copy.listener.key[0]:
-        return accepted[0], pair(accepted[1])
-    return accepted
+    if listener.family != listener.key[0]:
+        return fd, pair(address)
+    return fd, address
 
 
 def _set_timeout(copy: Copy, timeout: float | None) -> None:

@@ -10,6 +10,8 @@ import functools
 import json
 import os
 import resource
+import select
+import signal
 import socket
 import socketserver
 import sys
@@ -96,7 +98,28 @@ def in_asyncio() -> None:
     asyncio.run(main())
 
 
-SERVERS = {"threads": threads, "blocking": blocking, "asyncio": in_asyncio, "tls": tls}
+def polls() -> None:
+    """The first worker is told of a connection, says so, and does not accept it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        while True:
+            assert select.select([listener], [], []) == ([listener], [], [])
+            if cluster.worker is not None and cluster.worker.id == 1:
+                say("told")
+                signal.pause()
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"%d" % os.getpid())
+
+
+SERVERS = {
+    "threads": threads,
+    "blocking": blocking,
+    "asyncio": in_asyncio,
+    "polls": polls,
+    "tls": tls,
+}
 
 
 def count_calls() -> None:

@@ -1,0 +1,1 @@
+"""Servers under load: supervised, reloaded, scaled and killed, while strict clients ask."""
