@@ -75,6 +75,7 @@ class _Fork:
             worker.end()
         interactor = self._interactor
         interactor.channel = worker.channel
+        worker.channel.watch(interactor.torun)
         interactor.workerid = workerinput["workerid"]
         interactor.testrunuid = workerinput["testrunuid"]
         if kept is not None:

@@ -14,16 +14,11 @@ import io
 import pickle
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from execnet.gateway_base import NO_ENDMARKER_WANTED, Channel
 
 __all__ = ["ControllerChannel", "LostChannel", "WorkerChannel", "pack"]
-
-#: Events that are followed by another one at once, as far as xdist and pytest are concerned:
-#: they go with that one. The word that a test has begun, and what its phases came to, are
-#: out before any more of it runs.
-_HELD: Final = ("logfinish",)
 
 
 class _NotPlainError(Exception):
@@ -70,15 +65,26 @@ class _Packed:
 
 
 class WorkerChannel(_Packed):
-    """The worker's end of it."""
+    """The worker's end of it.
+
+    A test is six events. Those that another one follows at once wait for that one: the end of
+    a test goes with the beginning of the next, a setup that had nothing to say with the test
+    itself. Each is out before anything more of a test runs that could end this process, but
+    for the plain word that its setup has passed.
+    """
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
         self._held: tuple[object, ...] = ()
+        self._tests: Any = None
         # The session's thread sends, and execnet's receiver thread, which answers to a
         # "steal". Held while a message goes out, as the stream's own lock is; a child that
         # a test forks has no use for it.
         self._sending = threading.Lock()
+
+    def watch(self, tests: Any) -> None:
+        """Know the queue of the tests that this worker will run: does it end with this one?"""
+        self._tests = tests
 
     def send(self, item: object) -> None:
         """Send it, or keep it for a moment, until the next one goes.
@@ -89,10 +95,25 @@ class WorkerChannel(_Packed):
         """
         with self._sending:
             items, self._held = (*self._held, item), ()
-            if _is_held(item):
+            if self._is_followed(item):
                 self._held = items
             else:
                 self._send(items)
+
+    def _is_followed(self, item: object) -> bool:
+        match item:
+            case ("testreport", {"data": {"when": "teardown"}}):
+                return True
+            case ("testreport", {"data": {"when": "setup", "outcome": "passed", "sections": []}}):
+                return True
+            case ("runtest_protocol_complete", _) if self._tests is not None:
+                # With another test in the queue, the next one begins without waiting for it.
+                # Should it be stolen meanwhile, that is an event, which this one goes with.
+                with self._tests.lock() as waiting:
+                    return bool(waiting)
+            case ("logfinish", _):
+                return True
+        return False
 
     def send_packed(self, data: bytes) -> None:
         """Send what :func:`pack` has made, perhaps in a process that this one was forked from."""
@@ -191,15 +212,6 @@ class LostChannel:
 
     def _getremoteerror(self) -> None:
         return None
-
-
-def _is_held(item: object) -> bool:
-    match item:
-        case ("testreport", {"data": {"when": "teardown"}}):
-            return True
-        case (name, _):
-            return name in _HELD
-    return False
 
 
 def _unpacking(callback: Callable[[Any], object], endmarker: object) -> Callable[[Any], None]:

@@ -27,6 +27,7 @@ _USED: Final = (
     ("xdist.workermanage", "WorkerController.process_from_remote", ("eventcall",)),
     ("xdist.remote", "WorkerInteractor", ("config", "channel")),
     ("xdist.remote", "WorkerInteractor.pytest_runtestloop", ("session",)),
+    ("xdist.remote", "TestQueue.lock", ()),
     ("xdist.remote", "setup_config", ("config", "basetemp")),
     ("xdist.newhooks", "pytest_xdist_setupnodes", ("config", "specs")),
     ("xdist.newhooks", "pytest_xdist_getremotemodule", ()),

@@ -260,6 +260,8 @@ def become_xdist_worker(
     config.workerinput = workerinput
     config.workeroutput = {}
     interactor = xdist.remote.WorkerInteractor(config, channel)
+    if isinstance(channel, WorkerChannel):
+        channel.watch(interactor.torun)
     xdist.remote.interactor = interactor  # it sends an internal error through this
     if capture.is_live(config):
         terminal.Quiet(plan.terminal).register(config.pluginmanager)

@@ -48,7 +48,7 @@ WAYS = {
 }
 
 #: Of the package's own pytest settings: what another machine may not have.
-NEUTRAL = ("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:timeout", "-q", "--tb=no")
+NEUTRAL = ("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:timeout", "-q", "--tb=line")
 
 
 def find(package: str) -> tuple[Path, tuple[str, ...], str]:
@@ -79,7 +79,8 @@ def run(package: str, way: str, workers: int, directory: Path) -> tuple[Outcome,
         ],
         check=False,
         cwd=sources,
-        env={**os.environ, "PYTHONPATH": path},
+        # hypothesis then measures no time and draws the same examples in each run.
+        env={**os.environ, "PYTHONPATH": path, "CI": "true"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

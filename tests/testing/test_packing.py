@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import execnet
@@ -58,8 +60,9 @@ def heard(wire: Wire) -> list[Any]:
     return told
 
 
-def report(when: str) -> tuple[str, dict[str, Any]]:
-    return "testreport", {"data": {"when": when, "nodeid": "test_it"}}
+def report(when: str, *sections: object) -> tuple[str, dict[str, Any]]:
+    data = {"when": when, "nodeid": "test_it", "outcome": "passed", "sections": list(sections)}
+    return "testreport", {"data": data}
 
 
 PLAIN = ("name", {"a": [1, 2.5, None, True], "b": (b"bytes", {1, 2}, frozenset("x"), "\u20ac")})
@@ -80,18 +83,63 @@ def test_what_execnet_cannot_send_it_refuses_in_its_own_words(wire) -> None:
         WorkerChannel(wire).send(("name", {"value": Number(1)}))
 
 
-def test_the_words_after_a_test_go_in_one_message_and_those_before_at_once(wire) -> None:
-    channel = WorkerChannel(wire)
-    events = [
-        ("logstart", {}), report("setup"), report("call"), report("teardown"),
-        ("logfinish", {}), ("runtest_protocol_complete", {}),
-    ]  # fmt: skip
-    lengths = []
+class Waiting:
+    """Stands for the queue of a worker's tests."""
+
+    def __init__(self, *waiting: int) -> None:
+        self.waiting = list(waiting)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[list[int]]:
+        yield self.waiting
+
+
+BEGUN, FINISHED, COMPLETE = (("logstart", {}), ("logfinish", {}), ("runtest_protocol_complete", {}))
+
+
+def lengths(wire: Wire, channel: WorkerChannel, *events: object) -> list[int]:
+    """Send the events; return after each how many messages have gone."""
+    numbers = []
     for event in events:
         channel.send(event)
-        lengths.append(len(wire.sent))
-    assert lengths == [1, 2, 3, 3, 3, 4]
+        numbers.append(len(wire.sent))
+    return numbers
+
+
+def test_the_last_test_is_told_of_at_once(wire) -> None:
+    events = [BEGUN, report("setup"), report("call"), report("teardown"), FINISHED, COMPLETE]
+    channel = WorkerChannel(wire)
+    channel.watch(Waiting())
+    assert lengths(wire, channel, *events) == [1, 1, 2, 2, 2, 3]
     assert heard(wire) == events
+
+
+def test_the_end_of_a_test_goes_with_the_beginning_of_the_next(wire) -> None:
+    channel = WorkerChannel(wire)
+    channel.watch(Waiting(7))
+    events = [report("teardown"), FINISHED, COMPLETE, BEGUN]
+    assert lengths(wire, channel, *events) == [0, 0, 0, 1]
+    assert heard(wire) == events
+
+
+def test_a_test_that_is_stolen_takes_along_what_waited_for_its_beginning(wire) -> None:
+    channel = WorkerChannel(wire)
+    channel.watch(tests := Waiting(7))
+    channel.send(COMPLETE)
+    tests.waiting.clear()
+    assert lengths(wire, channel, stolen := ("unscheduled", {"indices": [7]})) == [1]
+    assert heard(wire) == [COMPLETE, stolen]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        report("setup", ["Captured stdout setup", "written"]),
+        ("testreport", {"data": {"when": "setup", "outcome": "failed", "sections": []}}),
+    ],
+)
+def test_a_setup_that_has_something_to_say_is_heard_before_the_test_runs(wire, said) -> None:
+    assert lengths(wire, WorkerChannel(wire), said) == [1]
 
 
 def test_what_is_held_is_sent_before_the_end(wire) -> None:
