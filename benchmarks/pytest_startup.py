@@ -14,7 +14,8 @@ Both sides run the same suite with the same Python in turn, and the median of th
 the pairs is what counts. Wall time is that of the command, CPU that of all its processes.
 Memory is the sum of the proportional set sizes of controller, template and workers at the
 end of the session, in a run of its own. Byte code is kept between the runs, as of installed
-packages, whatever the environment says.
+packages, whatever the environment says; other plugins that are installed here are left out,
+for what they do at the end of each process would count for both sides.
 """
 
 from __future__ import annotations
@@ -106,12 +107,13 @@ class Side:
         self.arguments = arguments
 
     def run(self, suite: Path, workers: int, **env: str) -> tuple[Cost, str]:
-        command = [sys.executable, "-m", "pytest", "-p", "pytest_mpcluster", "-p", "no:randomly"]
+        command = [sys.executable, "-m", "pytest", "-p", "xdist.plugin", "-p", "pytest_mpcluster"]
         command += ["-p", "no:cacheprovider", "-q", f"-n{workers}", *self.arguments]
         env = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
             "PYTHONPYCACHEPREFIX": str(suite / ".bytecode"),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             **env,
         }
         env.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -18,6 +18,7 @@ The modules, lowest first::
     seams       what of pytest-xdist and execnet is used, and a check that it is there
     capture     pytest's capturing across a fork
     safety      what a fork cannot take along: threads, loops, connections
+    packing     what they say, as bytes that execnet passes on
     line        the stream between execnet's two ends, and how a worker ended
     gateways    execnet's group, with gateways to forked workers
     terminal    one worker at a time has the terminal (``--pdb``)

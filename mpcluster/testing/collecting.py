@@ -15,6 +15,7 @@ import pytest
 from execnet.gateway_base import get_execmodel
 
 from mpcluster.testing import capture, safety, shared
+from mpcluster.testing.packing import pack
 from mpcluster.testing.template import Template
 from mpcluster.testing.worker import WorkerSide, become_xdist_worker
 
@@ -56,6 +57,8 @@ class _Fork:
 
     def split(self) -> None:
         """Wait for orders; in a worker, become the one that was ordered."""
+        # Once for all: a worker that went over its copies of the ids would make them its own.
+        kept = pack(tuple(self._kept.sent))
         worker = self.worker = self._template.serve()
         worker.begin()
         worker.connect()
@@ -72,9 +75,13 @@ class _Fork:
             worker.end()
         interactor = self._interactor
         interactor.channel = worker.channel
+        worker.channel.watch(interactor.torun)
         interactor.workerid = workerinput["workerid"]
         interactor.testrunuid = workerinput["testrunuid"]
-        for item in self._kept.sent + ([] if self._template.forked else self._once):
+        if kept is not None:
+            worker.channel.send_packed(kept)
+        rest = [] if kept is not None else self._kept.sent
+        for item in rest + ([] if self._template.forked else self._once):
             worker.channel.send(item)
 
 

@@ -93,7 +93,7 @@ class Controller:
         outputs: dict[int, Callable[[bytes], None]] = {errors: partial(self._on_stderr, name)}
         if self._live:
             output, their_output = os.pipe2(os.O_CLOEXEC)
-            outputs[output] = partial(self._on_output, name)
+            outputs[output] = partial(self._on_output, name, 1)
         else:
             their_output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         end = self._ends[name] = ControllerEnd(name, execmodel, stream, news, outputs)
@@ -121,13 +121,13 @@ class Controller:
 
     # -- execnet's receiver threads -----------------------------------------------------------
 
-    def _on_output(self, name: str, data: bytes) -> None:
-        self._queue.put((OUTPUT, {"name": name, "data": data}))
+    def _on_output(self, name: str, stream: int, data: bytes) -> None:
+        self._queue.put((OUTPUT, {"name": name, "stream": stream, "data": data}))
 
     def _on_stderr(self, name: str, data: bytes) -> None:
         self._ends[name].keep_tail(data)
         if self._live:
-            self._on_output(name, data)
+            self._on_output(name, 2, data)
         else:
             _write_all(2, data)  # as if it were the worker's own, as with xdist
 

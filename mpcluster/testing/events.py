@@ -16,8 +16,11 @@ __all__ = ["Event", "EventQueue"]
 Event: TypeAlias = tuple[str, dict[str, Any]]
 
 
-class EventQueue(queue.Queue[Event]):
-    """Takes the place of the session's queue.
+class EventQueue:
+    """Takes the place of the session's queue: what xdist calls of it, and no more.
+
+    Beneath is a ``SimpleQueue``, which is written in C: six events a test, from a thread for
+    each worker, made ``queue.Queue`` and its locks an eighth of the controller's CPU.
 
     Args:
         see: Called with each event; what it returns goes on to xdist, None is kept back.
@@ -28,7 +31,9 @@ class EventQueue(queue.Queue[Event]):
     def __init__(
         self, see: Callable[[Event], Event | None], look: Callable[[], float | None]
     ) -> None:
-        super().__init__()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        #: Add an event, in whatever thread.
+        self.put: Callable[[Event], None] = self._events.put
         self._see = see
         self._look = look
 
@@ -41,7 +46,7 @@ class EventQueue(queue.Queue[Event]):
                 waits.append(max(0.0, deadline - time.monotonic()))
             patience = min((wait for wait in waits if wait is not None), default=None)
             try:
-                event = super().get(block, patience)
+                event = self._events.get(block, patience)
             except queue.Empty:
                 if not block or (deadline is not None and time.monotonic() >= deadline):
                     raise
@@ -54,6 +59,6 @@ class EventQueue(queue.Queue[Event]):
         """See what is left, at the end."""
         while True:
             try:
-                self._see(super().get_nowait())
+                self._see(self._events.get_nowait())
             except queue.Empty:
                 return

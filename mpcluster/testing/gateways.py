@@ -14,7 +14,9 @@ from typing import Any
 import execnet
 from execnet.gateway import RInfo
 
+from mpcluster.testing import sessionmark
 from mpcluster.testing.line import ControllerEnd
+from mpcluster.testing.packing import ControllerChannel, LostChannel
 
 __all__ = ["ForkedGateway", "ForkingGroup", "is_forkable"]
 
@@ -30,7 +32,27 @@ class ForkedGateway(execnet.Gateway):
 
     It answers for the worker what xdist asks every worker for: they run the same program.
     So nobody waits for a worker before all of them are ordered.
+
+    Args:
+        known: The ids of tests that the workers of this run have sent.
     """
+
+    def __init__(self, io: ControllerEnd, spec: execnet.XSpec, known: dict[str, str]) -> None:
+        self._known = known
+        super().__init__(io, spec)
+
+    def remote_exec(self, source: Any, **kwargs: object) -> Any:
+        """Run something in the worker; return the channel to it.
+
+        That of the session packs what it carries, at both ends.
+        """
+        if source is not sessionmark:
+            return super().remote_exec(source, **kwargs)
+        try:
+            channel = super().remote_exec(source)
+        except OSError:  # it has died already, or could not be forked
+            return LostChannel()
+        return ControllerChannel(channel, self._known)
 
     def _rinfo(self, update: bool = False) -> RInfo:  # noqa: FBT001, FBT002  # execnet's signature
         if update:
@@ -61,6 +83,7 @@ class ForkingGroup(execnet.Group):
         super().__init__(execmodel=original.execmodel.backend)
         self._original = original
         self._launch = launch
+        self._known: dict[str, str] = {}
 
     def allocate_id(self, spec: execnet.XSpec) -> None:
         """Give the spec the next id, unless it has one."""
@@ -71,7 +94,7 @@ class ForkingGroup(execnet.Group):
         if not isinstance(spec, execnet.XSpec) or not is_forkable(spec):
             return self._original.makegateway(spec)
         self.allocate_id(spec)
-        gateway = ForkedGateway(self._launch(spec, self.execmodel), spec)
+        gateway = ForkedGateway(self._launch(spec, self.execmodel), spec, self._known)
         self._register(gateway)
         return gateway
 

@@ -16,24 +16,31 @@ class Lines:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._pending: dict[str, str] = {}
-        self._decoders: dict[str, Any] = {}
+        self._pending: dict[tuple[str, int], str] = {}
+        self._decoders: dict[tuple[str, int], Any] = {}
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write the lines that ``data`` completes; keep the rest until its line is whole."""
-        decoder = self._decoders.get(name)
+    def write(self, name: str, stream: int, data: bytes) -> None:
+        """Write the lines that ``data`` completes; keep the rest until its line is whole.
+
+        Args:
+            name: The worker's id.
+            stream: 1 or 2: stdout and stderr come by pipes of their own, and what one of them
+                has begun is not for the other to complete.
+        """
+        source = (name, stream)
+        decoder = self._decoders.get(source)
         if decoder is None:
             decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-            self._decoders[name] = decoder
-        text = self._pending.pop(name, "") + decoder.decode(data)
+            self._decoders[source] = decoder
+        text = self._pending.pop(source, "") + decoder.decode(data)
         *whole, rest = text.split("\n")
         if rest:
-            self._pending[name] = rest
+            self._pending[source] = rest
         self._show(name, whole)
 
     def finish(self) -> None:
         """Write what never came to the end of its line."""
-        for name, rest in self._pending.items():
+        for (name, _), rest in self._pending.items():
             self._show(name, [rest])
         self._pending.clear()
 

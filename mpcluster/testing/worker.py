@@ -35,6 +35,7 @@ from execnet.gateway_base import (
 from mpcluster import descriptors, interpreter, leash
 from mpcluster.testing import capture, orders, sessionmark, terminal
 from mpcluster.testing.line import WorkerEnd
+from mpcluster.testing.packing import WorkerChannel
 
 __all__ = ["Job", "Plan", "TestWorker", "WorkerSide"]
 
@@ -127,7 +128,7 @@ class WorkerSide:
         self.plan = plan
         self.job = job
         self._gateway: _Gateway | None = None
-        self.channel: Channel | None = None
+        self.channel: WorkerChannel | None = None
 
     # -- right after the fork ----------------------------------------------------------------
 
@@ -189,7 +190,7 @@ class WorkerSide:
         while (task := gateway.tasks.get()) is not None:
             channel, (_, file_name, _, _) = task
             if file_name == _SESSION:
-                self.channel = channel
+                self.channel = WorkerChannel(channel)
                 return
             gateway.executetask(task)
         self.end()
@@ -259,6 +260,8 @@ def become_xdist_worker(
     config.workerinput = workerinput
     config.workeroutput = {}
     interactor = xdist.remote.WorkerInteractor(config, channel)
+    if isinstance(channel, WorkerChannel):
+        channel.watch(interactor.torun)
     xdist.remote.interactor = interactor  # it sends an internal error through this
     if capture.is_live(config):
         terminal.Quiet(plan.terminal).register(config.pluginmanager)

@@ -3,14 +3,16 @@
     python -m tests.testing.packages                        # all of them
     python -m tests.testing.packages attrs click -n 4
 
-Each package's source distribution is downloaded and its tests are run with plain pytest,
-with ``-n 2``, and with ``-n 2 --mpcluster`` in both modes; each run writes a junitxml
-report, and those are compared test by test. The exit status is 0 when they agree.
+Each package's source distribution is downloaded (pandas is taken as it is installed) and its
+tests are run with plain pytest, with ``-n 2``, and with ``-n 2 --mpcluster`` in both modes; each
+run writes a junitxml report, and those are compared test by test. The exit status is 0 when they
+agree, and 77 where a package cannot be had.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -32,6 +34,11 @@ PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "packaging": (("tests",), "src"),
 }
 
+#: Packages that bring their tests along when they are installed, and are not quickly built.
+INSTALLED: dict[str, tuple[str, ...]] = {
+    "pandas": ("pandas/tests/tools", "pandas/tests/config", "pandas/tests/reshape/concat"),
+}
+
 #: Options by the name of the way.
 WAYS = {
     "plain": (),
@@ -41,13 +48,26 @@ WAYS = {
 }
 
 #: Of the package's own pytest settings: what another machine may not have.
-NEUTRAL = ("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:timeout", "-q", "--tb=no")
+NEUTRAL = ("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:timeout", "-q", "--tb=line")
+
+
+def find(package: str) -> tuple[Path, tuple[str, ...], str]:
+    """Return the directory that a suite is run in, its tests, and where it is imported from.
+
+    Raises:
+        ConnectionError: The package is not here and cannot be downloaded.
+    """
+    if package not in INSTALLED:
+        return sdists.unpack(package), *PACKAGES[package]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ConnectionError(f"{package} is not installed: pip install {package}")
+    return Path(spec.origin).parent.parent, INSTALLED[package], "."
 
 
 def run(package: str, way: str, workers: int, directory: Path) -> tuple[Outcome, float]:
     """Run one suite in one way; return its outcome and the seconds that it took."""
-    sources = sdists.unpack(package)
-    tests, importable = PACKAGES[package]
+    sources, tests, importable = find(package)
     junit = directory / f"{package}-{way}.xml"
     path = os.pathsep.join([str(sources / importable), str(ROOT), os.environ.get("PYTHONPATH", "")])
     options = [option.format(n=workers) for option in WAYS[way]]
@@ -59,7 +79,8 @@ def run(package: str, way: str, workers: int, directory: Path) -> tuple[Outcome,
         ],
         check=False,
         cwd=sources,
-        env={**os.environ, "PYTHONPATH": path},
+        # hypothesis then measures no time and draws the same examples in each run.
+        env={**os.environ, "PYTHONPATH": path, "CI": "true"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -95,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("packages", nargs="*", default=list(PACKAGES))
+    parser.add_argument("packages", nargs="*", default=[*PACKAGES, *INSTALLED])
     parser.add_argument("-n", dest="workers", type=int, default=2)
     options = parser.parse_args(argv)
     try:

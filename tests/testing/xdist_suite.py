@@ -7,7 +7,8 @@
 The tests are those of the source distribution of the version that is installed. They start
 pytest again and again, in directories of their own; each of those runs gets ``--mpcluster``
 by ``PYTEST_ADDOPTS``. The exit status is 0 when all passed but those in :data:`LEFT_OUT`,
-1 when not, and 77 where the distribution cannot be downloaded.
+1 when not, and 77 where the distribution cannot be downloaded. ``--mode xdist`` runs all of
+them without forked workers: to see what this version of pytest breaks by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.testing import sdists
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-#: What is not about workers in processes of this machine, or not about xdist's own runs.
+#: All but test_looponfail.py: that option is refused.
 FILES = (
     "acceptance_test.py",
     "test_dsession.py",
@@ -35,7 +36,24 @@ FILES = (
 #: Test (a part of its id) → why it cannot hold, in both modes.
 LEFT_OUT: dict[str, str] = {
     "test_dist_incompatibility_messages": "--pdb is refused there, and works on forked workers",
+    "test_workqueue_ordered_by": "expects gw0 to be ready before gw1: interpreters start one "
+    "after the other, forked workers at once",
     "test_remote_usage_prog": "asks pytest's parser for a method that pytest 9.2 has no more",
+}
+
+#: Likewise; these fail with pytest 9.2 and no forked workers, too.
+BROKEN: dict[str, str] = {
+    "test_handlecrashitem_one": "pytest 9.2 adds the reason to the line that is looked for",
+    **dict.fromkeys(
+        (
+            "TestGroupScope::test_by_module",
+            "TestGroupScope::test_by_class",
+            "TestGroupScope::test_module_single_start",
+            "TestGroupScope::test_multiple_group_marks",
+            "TestGroupScope::test_multiple_group_order",
+        ),
+        "pytest 9.2 does not take the id that xdist gives to a test of a group",
+    ),
 }
 
 #: Likewise, in mode ``collect`` alone.
@@ -82,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConnectionError as error:
         print(error, file=sys.stderr)
         return sdists.UNAVAILABLE
-    left_out = dict(LEFT_OUT)
+    left_out = LEFT_OUT | BROKEN
     if options.mode == "collect":
         left_out |= LEFT_OUT_COLLECTED
     elif options.mode == "xdist":
