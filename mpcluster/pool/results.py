@@ -13,7 +13,6 @@ write past each other, so one of them sees the other.
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import itertools
 import threading
@@ -383,6 +382,8 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
             call(fn, self)
 
     def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio  # its 8 MB make each fork a quarter dearer; who awaits has it
+
         return asyncio.wrap_future(self).__await__()
 
     __class_getitem__: Any = classmethod(types.GenericAlias)
