@@ -197,8 +197,10 @@ class Dispatcher:
                 raise
             del calls, found
 
-    def _fail_unsent(self, link: Link, call: Call, error: BaseException) -> None:
-        if link.under_way.pop(call.number, None) is not None:
+    def _fail_unsent(self, link: Link, number: int, error: BaseException) -> None:
+        with self._roster.lock:
+            call = link.claim(number)
+        if call is not None:
             call.fail(unsendable(error))
             self._turn.interrupt()
 

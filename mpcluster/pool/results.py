@@ -57,13 +57,18 @@ class Call(Protocol):
     """One piece of work, as the engine sees it: run once, finished once."""
 
     kind: int  #: how it is called (:mod:`mpcluster.pool.records`)
-    given: Any  #: the arguments, as that kind wants them
     known_as: Function
     link: Any  #: where it is under way, None before
     number: int  #: the order's number there
     deaths: int  #: how many workers have died of it
-    owner: Any  #: who takes the results of many calls at once (`put_all`), or None
-    index: int  #: which of them this is
+
+    @property
+    def count(self) -> int:
+        """For how many calls it stands (:class:`mpcluster.pool.runs.Run`)."""
+
+    @property
+    def given(self) -> Any:
+        """The arguments, as its kind wants them."""
 
     @property
     def options(self) -> Options:
@@ -93,8 +98,9 @@ class Doomed:
     begins it, it overruns its limit at once, and the worker is ended.
     """
 
-    given = function = owner = None
-    index = deaths = 0
+    given = function = None
+    deaths = 0
+    count: Final = 1
     options = Options(0.0, 0)
 
     def __init__(self, call: Call, link: Any) -> None:
@@ -139,8 +145,8 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
     _sleepers: list[LockType] | None = None
     _called_back: list[Callable[[Any], object]] | None = None
     link: Any = None
-    owner: Any = None
-    index = number = deaths = 0
+    number = deaths = 0
+    count: Final = 1
     function: Any
 
     # Deliberately not the base's, which makes a condition and two lists. By position: it is
@@ -392,8 +398,7 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
 class Chunk:
     """A part of a map; a :class:`Call`."""
 
-    owner: Any = None
-    index = 0
+    count: Final = 1
 
     __slots__ = ("_index", "_owner", "deaths", "given", "kind", "known_as", "link", "number")
 
