@@ -157,7 +157,8 @@ class Link:
             if number + call.count <= begun + 1:
                 continue
             if number > begun:
-                call = self.under_way.pop(number)  # noqa: PLW2901
+                if self.under_way.pop(number, None) is None:
+                    continue  # it is just being claimed
             elif type(call) is Run:  # it is in the middle of it
                 call = call.cut(begun + 1 - number)  # noqa: PLW2901
             call.link = None

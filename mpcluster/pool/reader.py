@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from mpcluster.pool.runs import Run
+from mpcluster.pool.runs import Supply
 
 if TYPE_CHECKING:
     from mpcluster.pool.arrivals import Arrivals
@@ -22,9 +21,8 @@ __all__ = ["Reader"]
 _MOST_AHEAD: Final = 1 << 14
 #: Seconds of work for each worker that it keeps ahead of its consumer.
 _TIME_AHEAD: Final = 0.05
-#: Items that are read before they are submitted, at most; and the seconds that this may take.
+#: Items that are read before the engine is told of them, unless a worker has nothing to do.
 _SLICE: Final = 1024
-_GATHERING: Final = 0.5e-3
 
 
 class Reader:
@@ -109,26 +107,28 @@ class Reader:
     def _read(self) -> None:
         items = iter(self._iterable)
         del self._iterable
-        arrivals = self._arrivals
-        lot = 1
+        arrivals, engine = self._arrivals, self._engine
+        supply = Supply(arrivals)
         while not (self._stopped or arrivals.stopped):
             room = self._find_room()
             if room <= 0:
                 continue
-            # The first of a slow input need not wait for the next.
-            wanted = 1 if self._engine.is_hungry() else min(room, lot)
-            begin = time.monotonic()
-            given: list[Any] = []
+            count, item = 0, None
             try:
-                given.extend(itertools.islice(items, wanted))
-            except BaseException:  # those before are done all the same
-                self._submit(given, is_last=False)
-                raise
-            is_last = len(given) < wanted
-            self._submit(given, is_last=is_last)
-            if is_last:
-                return
-            lot = min(2 * lot, _SLICE) if time.monotonic() - begin < _GATHERING else 1
+                # What is read can be taken at once, and one that has nothing to do is told: the
+                # next may be a long time in coming, or come of a result of these.
+                for item in itertools.islice(items, min(room, _SLICE)):
+                    count += 1
+                    if supply.add(item) or engine.is_hungry():
+                        break
+                else:
+                    if count < min(room, _SLICE):
+                        arrivals.end_after(arrivals.given_out + count)
+                        return
+            finally:
+                item = None
+                arrivals.given_out += count
+                engine.submit_all((supply,) if supply.has_to_be_submitted() else ())
 
     def _find_room(self) -> int:
         """Wait until there is room, for a while at least; how much?"""
@@ -144,12 +144,3 @@ class Reader:
                 del consumer
                 self._room.wait()
         return room
-
-    def _submit(self, given: list[Any], *, is_last: bool) -> None:
-        arrivals = self._arrivals
-        run = Run(arrivals, arrivals.given_out, given) if given else None
-        arrivals.given_out += len(given)
-        if is_last:
-            arrivals.end_after(arrivals.given_out)
-        if run is not None:
-            self._engine.submit_all((run,))

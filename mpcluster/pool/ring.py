@@ -52,6 +52,8 @@ _MOST_TIME: Final = 0xFFFFFFFF
 
 _PAD: Final = 0xFFFF  # a kind: nothing more until the end of the ring
 _HEADER: Final = HEADER.size
+_EXTRA: Final = 1  # where in a header that number is, in 4 bytes each
+_SIZE: Final = 2  # and its last, in 8 bytes each
 
 
 def new_fence() -> tuple[Callable[[], object], Callable[[], object]]:
@@ -82,6 +84,10 @@ class Ring:
         self.bytes = memoryview(self._map)
         self.cells = self.bytes[:_DATA].cast("Q")
         self._data = self.bytes[_DATA:]
+        # What changes in a header that has been told of is written and read in one piece, which
+        # `struct` does not do.
+        self._words = self._data.cast("Q")
+        self._halves = self._data.cast("I")
         self._head = 0
         self._tail = 0
         # Of an open run. The worker's: where it began, where it must end, its first number and
@@ -106,6 +112,8 @@ class Ring:
     def close(self) -> None:
         """Unmap it; when somebody still holds a view of it, as soon as he lets go."""
         try:
+            self._words.release()
+            self._halves.release()
             self._data.release()
             self.cells.release()
             self.bytes.release()
@@ -205,8 +213,10 @@ class Ring:
         self._next = -1
         begin, tail = self._begin, self._tail
         at = begin % SIZE
-        took = min(self._took // 100, _MOST_TIME)
-        HEADER.pack_into(self._data, at, VALUES, took, self._first, tail - begin - _HEADER)
+        self._halves[at // 4 + _EXTRA] = min(self._took // 100, _MOST_TIME)
+        if not _ORDERED:
+            self.fence()
+        self._words[at // 8 + _SIZE] = tail - begin - _HEADER
         if not _ORDERED:
             self.fence()
         self._tail = (tail + 7) & ~7
@@ -244,6 +254,8 @@ class Ring:
                 continue
             if kind == VALUES:
                 # TAIL was read first: as long as it is open, all until there is of this run.
+                size = self._words[at // 8 + _SIZE]
+                extra = self._halves[at // 4 + _EXTRA]
                 is_open = size == OPEN
                 if is_open:
                     size = tail - head - _HEADER

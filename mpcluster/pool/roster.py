@@ -138,7 +138,7 @@ class Roster:
             room = max(1, room)
             if quota is not None:
                 room = min(room, quota - len(calls))
-            if type(entry) is Feed:
+            if isinstance(entry, Feed):
                 run = self._take_of_feed(entry, room)
                 if run is not None:
                     calls.append(run)
@@ -159,8 +159,8 @@ class Roster:
 
     def _take_of_feed(self, feed: Feed, room: int) -> Run | None:
         queue = self.queue
-        run = feed.take(room)
-        if run is None or run.count < room:
+        run, is_over = feed.take(room)
+        if is_over:
             queue.popleft()
             if run is not None or not queue:
                 self._on_end_of_feed()  # the end of it may be what a consumer waits for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
@@ -10,7 +11,7 @@ from mpcluster.errors import TaskCancelledError
 from mpcluster.pool.functions import Function
 from mpcluster.pool.results import Options
 
-__all__ = ["Feed", "Run", "Taker"]
+__all__ = ["Feed", "Run", "Supply", "Taker"]
 
 
 class Taker(Protocol):
@@ -160,8 +161,8 @@ class Feed:
         """The pool has ended."""
         self._owner.fail(error)
 
-    def take(self, count: int) -> Run | None:
-        """The next calls, at most ``count``; fewer, or None, when there are no more.
+    def take(self, count: int) -> tuple[Run | None, bool]:
+        """The next calls, at most ``count``; and are there no more?
 
         One thread at a time, under the engine's lock.
         """
@@ -171,11 +172,54 @@ class Feed:
             given.extend(itertools.islice(self._items, count))
         except RuntimeError as error:  # a dict that has changed size
             owner.end_with(error)
-            return None
+            return None, True
         if owner.stopped:
-            return None
+            return None, True
         run = Run(owner, owner.given_out, given) if given else None
         owner.given_out += len(given)
-        if len(given) < count:
+        is_over = len(given) < count
+        if is_over:
             owner.end_after(owner.given_out)
-        return run
+        return run, is_over
+
+
+class Supply(Feed):
+    """Calls that another thread adds one by one, and may take its time over.
+
+    What it has added can be taken at once, though it waits for the next.
+    """
+
+    def __init__(self, owner: Taker) -> None:
+        super().__init__(owner, ())
+        self._added: deque[Any] = deque()
+        self._taken = 0
+        # Is it where the engine looks? Who takes the last clears it, and then looks whether
+        # there is more; who adds does so, and then looks at it: one of the two sees the other.
+        self._is_known = False
+
+    def add(self, item: Any) -> bool:
+        """One more; is there nobody who would look for it?"""
+        self._added.append(item)
+        return not self._is_known
+
+    def has_to_be_submitted(self) -> bool:
+        """Is there nobody who would look for what was added? There is from now on."""
+        if self._is_known or not self._added:
+            return False
+        self._is_known = True
+        return True
+
+    def take(self, count: int) -> tuple[Run | None, bool]:
+        """The next calls, at most ``count``; and are there no more, for now?"""
+        added, owner = self._added, self._owner
+        given = [added.popleft() for _ in range(min(count, len(added)))]
+        run = Run(owner, self._taken, given) if given else None
+        self._taken += len(given)
+        if owner.stopped:
+            added.clear()
+            return None, True
+        if not added:
+            self._is_known = False
+            if added:
+                self._is_known = True
+        return run, not self._is_known
