@@ -21,7 +21,7 @@ __all__ = ["Reader"]
 _MOST_AHEAD: Final = 1 << 14
 #: Seconds of work for each worker that it keeps ahead of its consumer.
 _TIME_AHEAD: Final = 0.05
-#: Items that are read before the engine is told of them, unless a worker has nothing to do.
+#: Items that are read before it is looked whether anybody wants more.
 _SLICE: Final = 1024
 
 
@@ -115,20 +115,19 @@ class Reader:
                 continue
             count, item = 0, None
             try:
-                # What is read can be taken at once, and one that has nothing to do is told: the
-                # next may be a long time in coming, or come of a result of these.
+                # What is read can be taken at once: the next may be a long time in coming, or
+                # come of a result of these.
                 for item in itertools.islice(items, min(room, _SLICE)):
                     count += 1
-                    if supply.add(item) or engine.is_hungry():
-                        break
-                else:
-                    if count < min(room, _SLICE):
-                        arrivals.end_after(arrivals.given_out + count)
-                        return
+                    if supply.add(item) and supply.has_to_be_submitted():
+                        engine.submit(supply)
+                        engine.attend()
+                if count < min(room, _SLICE):
+                    arrivals.end_after(arrivals.given_out + count)
+                    return
             finally:
                 item = None
                 arrivals.given_out += count
-                engine.submit_all((supply,) if supply.has_to_be_submitted() else ())
 
     def _find_room(self) -> int:
         """Wait until there is room, for a while at least; how much?"""
