@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 if TYPE_CHECKING:
+    from mpcluster.pool.calls import Options
     from mpcluster.pool.engine import Engine
     from mpcluster.pool.functions import Function
-    from mpcluster.pool.results import Options
 
 __all__ = ["Arrivals", "Failure", "Piece", "UnorderedArrivals"]
 

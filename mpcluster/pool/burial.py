@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mpcluster.pool.calls import Call
 from mpcluster.pool.failures import died, name_of
 from mpcluster.pool.intake import Intake
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call
 from mpcluster.pool.roster import Roster
 from mpcluster.pool.runs import Run
 from mpcluster.pool.turn import Turn

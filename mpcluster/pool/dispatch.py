@@ -40,13 +40,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from mpcluster.pool.burial import Burial
+from mpcluster.pool.calls import Call
 from mpcluster.pool.engine import Awaited
 from mpcluster.pool.failures import anew, unsendable
 from mpcluster.pool.functions import Function, Functions
 from mpcluster.pool.intake import Intake
 from mpcluster.pool.link import Link
 from mpcluster.pool.overseer import Overseer
-from mpcluster.pool.results import Call
 from mpcluster.pool.roster import Roster
 from mpcluster.pool.runs import Feed
 from mpcluster.pool.sending import write

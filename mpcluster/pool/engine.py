@@ -1,7 +1,7 @@
 """The seam between a pool and what runs its calls.
 
 Everything Pool-shaped (results, order, chunks, callbacks, bounded input) stands above it and
-is there once. An engine is given calls (:class:`mpcluster.pool.results.Call`) and finishes
+is there once. An engine is given calls (:class:`mpcluster.pool.calls.Call`) and finishes
 each of them once, by ``finish``, ``fail`` or ``drop``.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from mpcluster.pool.results import Call
+from mpcluster.pool.calls import Call
 from mpcluster.pool.runs import Feed
 
 __all__ = ["Awaited", "Engine"]

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mpcluster.pool import records
+from mpcluster.pool.calls import Call
 from mpcluster.pool.failures import remote_error, unreadable
 from mpcluster.pool.functions import Function
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call
 from mpcluster.pool.roster import Roster
 from mpcluster.pool.runs import Run
 from mpcluster.pool.turn import Turn

@@ -13,8 +13,8 @@ from typing import Any, Final
 from mpcluster import descriptors
 from mpcluster.outbox import NO_ROOM, NO_SIGNAL, Outbox, Outgoing
 from mpcluster.pool import ring
+from mpcluster.pool.calls import Call
 from mpcluster.pool.records import Stream
-from mpcluster.pool.results import Call
 from mpcluster.pool.ring import Ring
 from mpcluster.pool.runs import Run
 from mpcluster.pool.worker import Berth

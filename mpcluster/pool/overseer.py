@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mpcluster.errors import TaskCancelledError
+from mpcluster.pool.calls import Call, Doomed
 from mpcluster.pool.failures import overran
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call, Doomed
 from mpcluster.pool.roster import Roster
 from mpcluster.pool.turn import SLICE
 

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from mpcluster.pool.calls import Call
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call
 from mpcluster.pool.runs import Feed, Run
 
 __all__ = ["Roster"]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from mpcluster.errors import TaskCancelledError
+from mpcluster.pool.calls import Options
 from mpcluster.pool.functions import Function
-from mpcluster.pool.results import Options
 
 __all__ = ["Feed", "Run", "Supply", "Taker"]
 
@@ -41,7 +41,7 @@ class Taker(Protocol):
 
 
 class Run:
-    """Some calls of one map; a :class:`~mpcluster.pool.results.Call` that stands for many.
+    """Some calls of one map; a :class:`~mpcluster.pool.calls.Call` that stands for many.
 
     They have indexes, and once they are sent numbers, one after the other. What has become
     of some of them is split off: the parts have the list of the arguments in common.

@@ -10,10 +10,10 @@ from typing import Any, Final
 from mpcluster import pickling
 from mpcluster.outbox import Outgoing
 from mpcluster.pool import records
+from mpcluster.pool.calls import Call
 from mpcluster.pool.functions import Function
 from mpcluster.pool.link import Link
 from mpcluster.pool.records import HEADER, PLAIN
-from mpcluster.pool.results import Call
 from mpcluster.pool.runs import Run
 
 __all__ = ["write"]

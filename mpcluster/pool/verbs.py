@@ -14,11 +14,13 @@ from typing import Any, Final
 
 from mpcluster.pool import records
 from mpcluster.pool.arrivals import Arrivals, UnorderedArrivals
+from mpcluster.pool.calls import Options
 from mpcluster.pool.engine import Engine
 from mpcluster.pool.imap import IMapIterator, is_inert
+from mpcluster.pool.mapresult import Chunk, MapResult
 from mpcluster.pool.progress import Progress
 from mpcluster.pool.reader import Reader
-from mpcluster.pool.results import ApplyResult, Chunk, MapResult, Options
+from mpcluster.pool.results import ApplyResult
 from mpcluster.pool.runs import Feed
 
 __all__ = ["RUN", "Verbs"]
