@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mpcluster.pool.calls import Call
 from mpcluster.pool.failures import died, name_of
 from mpcluster.pool.intake import Intake
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call
 from mpcluster.pool.roster import Roster
+from mpcluster.pool.runs import Run
 from mpcluster.pool.turn import Turn
 
 __all__ = ["Burial"]
@@ -48,14 +49,14 @@ class Burial:
         with self._roster.lock:
             begun = link.begun
             was_ready = link.is_ready
-            left = sorted(link.under_way.items())
+            left = _apart(sorted(link.under_way.items()), begun)
             link.under_way.clear()
             link.usable = False
             self._roster.forget(link)
             if link in self._roster.links:
                 self._roster.links.remove(link)
-            ran = [call for number, call in left if number <= begun]
-            back = [call for number, call in left if number > begun]
+            ran = [call for call in left if call.number <= begun]
+            back = [call for call in left if call.number > begun]
             victims = []
             for call in ran:
                 call.link = None
@@ -78,7 +79,7 @@ class Burial:
     def _may_go_on(self, link: Link, call: Call) -> bool:
         """Shall a call that a dead worker ran be begun anew?"""
         if link.execution is not None:
-            return link.execution[0] is not call  # it was meant for another
+            return link.execution[0] != call.number  # it was meant for another
         call.deaths += 1
         return call.deaths <= call.options.retries
 
@@ -86,3 +87,15 @@ class Burial:
         if link.execution is not None:
             return link.execution[1]
         return died(link, f"while it ran {name_of(call)}")
+
+
+def _apart(calls: list[tuple[int, Call]], begun: int) -> list[Call]:
+    """These, with each order of a run that was begun by itself."""
+    apart: list[Call] = []
+    for _, call in calls:
+        rest = call
+        while type(rest) is Run and rest.count > 1 and rest.number <= begun:
+            one, rest = rest, rest.cut(1)
+            apart.append(one)
+        apart.append(rest)
+    return apart

@@ -17,14 +17,19 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from mpcluster import descriptors, forking, leash, watcher
+from mpcluster import descriptors, leash, watcher
 from mpcluster.errors import WorkerDiedError
 from mpcluster.events import Emitter, call
 from mpcluster.forking import EndingError
 from mpcluster.pool.dispatch import Dispatcher
 from mpcluster.pool.failures import died
 from mpcluster.pool.link import Line, Link
-from mpcluster.pool.template import Template, TemplateGoneError
+from mpcluster.pool.template import (
+    Template,
+    TemplateGoneError,
+    as_it_is,
+    can_have_template,
+)
 from mpcluster.pool.worker import Berth, Plan
 from mpcluster.process import ClusterProcess
 
@@ -70,7 +75,7 @@ class Crew:
         self._links: dict[int, Link] = {}
         self._stillborn = 0
         self._template: Template | None = None
-        self._has_template = True
+        self._prototype: ClusterProcess | None = None  # what the template is to be made by
         self._is_filled = False
         self._is_over = False
         self._is_leaving = False
@@ -95,30 +100,44 @@ class Crew:
         while True:
             with self._lock:
                 present = sum(1 for link in self._links.values() if link.usable)
-                if (
-                    self._is_over
-                    or self._is_leaving
-                    or self.error is not None
-                    or present + self._hiring >= self.size
-                ):
+                missing = self.size - present - self._hiring
+                if self._is_over or self._is_leaving or self.error is not None or missing <= 0:
                     self._is_filled = True
                     return
-                self._hiring += 1
+                self._hiring += missing
             try:
-                self._hire()
+                self._hire(missing)
             finally:
                 with self._lock:
-                    self._hiring -= 1
+                    self._hiring -= missing
 
-    def _hire(self) -> None:
+    def _hire(self, count: int) -> None:
+        """Fork first: what is to be done here for each is done while they come to life."""
+        started: list[_Recruit] = []
+        try:
+            for _ in range(count):
+                started.append(self._recruit())  # noqa: PERF401  # those before one that fails
+            if not self._is_filled and self._prototype is not None:
+                self._template = Template(self._prototype, self._plan)
+                self._prototype = None
+        finally:
+            for recruit in started:
+                self._enlist(recruit)
+
+    def _recruit(self) -> _Recruit:
         line = Line()
         try:
             process = self._make(line.berth, self._plan)
+            recruit = _Recruit(line, process, weakref.ref(self.dispatcher))
             self._start(process, line)
         except BaseException:
             line.abandon()
             raise
-        link = Link(line, process, self._quota)
+        return recruit
+
+    def _enlist(self, recruit: _Recruit) -> None:
+        process = recruit.process
+        link = Link(recruit.line, process, self._quota)
         with self._lock:
             is_late = self._is_over  # the pool was ended meanwhile, and nobody waits for it
             if not is_late:
@@ -134,14 +153,10 @@ class Crew:
         except ValueError:  # likewise; whoever ends the pool ends this one with the others
             link.close()
             return
-        self._watch(link, weakref.ref(self.dispatcher))
+        recruit.become(link)
 
     def _start(self, process: Any, line: Line) -> None:
         """The first ones are forked by this process, replacements by the template."""
-        if type(process).start is not ClusterProcess.start or not forking.can_fork_sibling():
-            self._has_template = False
-        elif self._template is None and self._has_template:
-            self._template = Template(process, self._plan)
         if self._template is not None and self._is_filled:
             process._Popen = self._template.popen  # noqa: SLF001
             try:
@@ -150,36 +165,15 @@ class Crew:
                 if self._is_over:
                     raise EndingError("the pool is ended, and nobody is hired any more") from None
                 self._template.close()
-                self._template, self._has_template = None, False
+                self._template = None
                 del process._Popen  # noqa: SLF001
             else:
                 del process._Popen  # noqa: SLF001
                 return
+        elif not self._is_filled and self._prototype is None and can_have_template(process):
+            self._prototype = as_it_is(process)
         with descriptors.keep(*line.inherited, leash.hold()):
             process.start()
-
-    @staticmethod
-    def _watch(link: Link, dispatcher: weakref.ref[Dispatcher]) -> None:
-        def gone(*_: object) -> None:
-            told = dispatcher()
-            if told is not None:
-                told.note_death(link)
-
-        process = link.process
-        if isinstance(process, ClusterProcess):
-            process.once("death", gone)  # no circle of process and link is left
-            return
-        with descriptors.opening():
-            pidfd = os.pidfd_open(link.pid)
-            descriptors.own(pidfd)
-
-        def ended(_events: int) -> None:
-            watcher.current().remove(pidfd)
-            descriptors.close(pidfd)
-            process.join()
-            gone()
-
-        watcher.current().add(pidfd, ended)
 
     # -- deaths ------------------------------------------------------------------------------
 
@@ -264,7 +258,7 @@ class Crew:
             self._template.kill()  # it ends beside the others
         for process in processes:
             _signal(process, signal.SIGTERM)
-        _await(processes, GRACE)
+        _await([process.sentinel for process in processes if process.is_alive()], GRACE)
         for process in processes:
             if process.is_alive():
                 _signal(process, signal.SIGKILL)
@@ -284,6 +278,59 @@ class Crew:
             process.join()
 
 
+class _Recruit:
+    """A worker that was just forked, and is not yet known to the dispatcher.
+
+    It may die before. Its death is heard in the watcher's thread: one of the two, that or
+    :meth:`become`, sees the other.
+    """
+
+    def __init__(self, line: Line, process: Any, dispatcher: weakref.ref[Dispatcher]) -> None:
+        self.line = line
+        self.process = process
+        self._dispatcher = dispatcher
+        self._link: Link | None = None
+        self._is_dead = False
+        if isinstance(process, ClusterProcess):
+            # Before its start: later, it would wake the watcher and have it listen to a
+            # channel on which nothing is said.
+            process.once("death", self._on_death)
+
+    def become(self, link: Link) -> None:
+        """The dispatcher knows it."""
+        self._link = link
+        if self._is_dead:
+            self._tell(link)
+        elif not isinstance(self.process, ClusterProcess):
+            self._watch(link.pid)
+        del self.process, self.line  # no circle of process and link is left
+
+    def _on_death(self, *_: object) -> None:
+        self._is_dead = True
+        if self._link is not None:
+            self._tell(self._link)
+
+    def _tell(self, link: Link) -> None:
+        told = self._dispatcher()
+        if told is not None:
+            told.note_death(link)
+
+    def _watch(self, pid: int) -> None:
+        """For a process of ``multiprocessing``, which tells nobody of its death."""
+        process = self.process
+        with descriptors.opening():
+            pidfd = os.pidfd_open(pid)
+            descriptors.own(pidfd)
+
+        def ended(_events: int) -> None:
+            watcher.current().remove(pidfd)
+            descriptors.close(pidfd)
+            process.join()
+            self._on_death()
+
+        watcher.current().add(pidfd, ended)
+
+
 def _signal(process: Any, number: int) -> None:
     try:
         if isinstance(process, ClusterProcess):
@@ -296,10 +343,10 @@ def _signal(process: Any, number: int) -> None:
         pass  # closed
 
 
-def _await(processes: list[Any], seconds: float) -> None:
+def _await(sentinels: list[int], seconds: float) -> None:
     """Wait for the ends of all, or for so long."""
     deadline = time.monotonic() + seconds
-    left = {process.sentinel for process in processes if process.is_alive()}
+    left = set(sentinels)
     poll = select.poll()
     for sentinel in left:
         poll.register(sentinel, select.POLLIN)

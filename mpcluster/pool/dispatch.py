@@ -40,14 +40,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from mpcluster.pool.burial import Burial
+from mpcluster.pool.calls import Call
 from mpcluster.pool.engine import Awaited
 from mpcluster.pool.failures import anew, unsendable
 from mpcluster.pool.functions import Function, Functions
 from mpcluster.pool.intake import Intake
 from mpcluster.pool.link import Link
 from mpcluster.pool.overseer import Overseer
-from mpcluster.pool.results import Call
 from mpcluster.pool.roster import Roster
+from mpcluster.pool.runs import Feed
 from mpcluster.pool.sending import write
 from mpcluster.pool.turn import DOORBELL, Duties, Turn
 
@@ -155,8 +156,8 @@ class Dispatcher:
         """The entry of a function, for the calls of it."""
         return self._functions.of(function)
 
-    def submit(self, call: Call) -> None:
-        """Run a call. Any thread; returns at once."""
+    def submit(self, call: Call | Feed) -> None:
+        """Run a call, or those of a feed. Any thread; returns at once."""
         queue = self._queue
         queue.append(call)
         # A busy worker is not sent one by one what can go together: who drives will.
@@ -173,10 +174,6 @@ class Dispatcher:
         if self._error is not None:
             self._drop(self._roster.take_all(), self._error)
         self._turn.attend()
-
-    def is_hungry(self) -> bool:
-        """Is there a worker that has nothing to do?"""
-        return bool(self._idle)
 
     def feed(self) -> None:
         """Send to every worker that has room what there is for it. Any thread."""
@@ -197,8 +194,10 @@ class Dispatcher:
                 raise
             del calls, found
 
-    def _fail_unsent(self, link: Link, call: Call, error: BaseException) -> None:
-        if link.under_way.pop(call.number, None) is not None:
+    def _fail_unsent(self, link: Link, number: int, error: BaseException) -> None:
+        with self._roster.lock:
+            call = link.claim(number)
+        if call is not None:
             call.fail(unsendable(error))
             self._turn.interrupt()
 

@@ -1,7 +1,7 @@
 """The seam between a pool and what runs its calls.
 
 Everything Pool-shaped (results, order, chunks, callbacks, bounded input) stands above it and
-is there once. An engine is given calls (:class:`mpcluster.pool.results.Call`) and finishes
+is there once. An engine is given calls (:class:`mpcluster.pool.calls.Call`) and finishes
 each of them once, by ``finish``, ``fail`` or ``drop``.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from mpcluster.pool.results import Call
+from mpcluster.pool.calls import Call
+from mpcluster.pool.runs import Feed
 
 __all__ = ["Awaited", "Engine"]
 
@@ -43,8 +44,8 @@ class Engine(Protocol):
     def known(self, function: Callable[..., Any]) -> Any:
         """The entry of a function, for the calls of it."""
 
-    def submit(self, call: Call) -> None:
-        """Run a call. Any thread; returns at once."""
+    def submit(self, call: Call | Feed) -> None:
+        """Run a call, or those of a feed. Any thread; returns at once."""
 
     def submit_all(self, calls: Iterable[Any]) -> None:
         """Run these; a feed of calls may stand for many."""
@@ -60,9 +61,6 @@ class Engine(Protocol):
 
     def is_running(self, call: Any) -> bool:
         """Is a worker busy with it?"""
-
-    def is_hungry(self) -> bool:
-        """Is there a worker that has nothing to do?"""
 
     def call_later(self, job: Callable[[], object]) -> None:
         """Call ``job()`` in the engine's own thread, where a user's code may run."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mpcluster.errors import SerializationError, TaskTimeoutError, WorkerDiedError
 
 if TYPE_CHECKING:
+    from mpcluster.pool.calls import Call
     from mpcluster.pool.link import Link
-    from mpcluster.pool.results import Call
 
 __all__ = ["anew", "died", "name_of", "overran", "remote_error", "unreadable", "unsendable"]
 

@@ -24,7 +24,7 @@ from mpcluster.pickling import Pickled
 __all__ = ["DEEPEST", "Function", "Functions"]
 
 #: Most calls that are ever under way to one worker.
-DEEPEST: Final = 512
+DEEPEST: Final = 2048
 #: Seconds of work that a worker is given in advance.
 _AHEAD: Final = 2e-3
 

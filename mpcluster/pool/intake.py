@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mpcluster.pool import records
+from mpcluster.pool.calls import Call
 from mpcluster.pool.failures import remote_error, unreadable
 from mpcluster.pool.functions import Function
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call
 from mpcluster.pool.roster import Roster
+from mpcluster.pool.runs import Run
 from mpcluster.pool.turn import Turn
 
 __all__ = ["Intake"]
@@ -42,16 +43,18 @@ class Intake:
 
     def collect(self, link: Link) -> None:
         """Take in what is in a worker's ring. With the turn."""
-        under_way, loads = link.under_way, pickle.loads
+        loads = pickle.loads
         last: Function | None = None
-        owner: Any = None
-        arrived: list[tuple[int, tuple[bool, Any]]] = []
         count = spent = 0
         for kind, took, number, payload in link.ring.take():
+            if kind == records.VALUES:
+                values, told = payload
+                self._take_values(link, number, values, told, took)
+                continue
             if kind != records.VALUE:
                 self._take_odd(link, kind, number, payload)
                 continue
-            call = under_way.pop(number, None)
+            call = self._claim(link, number)
             if call is None:
                 continue  # it was cancelled
             known = call.known_as
@@ -66,23 +69,44 @@ class Intake:
             except BaseException as error:  # noqa: BLE001  # a user's __setstate__
                 self._fail_unreadable(call, error)
                 continue
-            if call.owner is None:
-                call.finish(value)
-                continue
-            if call.owner is not owner:
-                if arrived:
-                    owner.put_all(arrived)
-                    arrived = []
-                owner = call.owner
-            arrived.append((call.index, (True, value)))
-        call = value = None
-        if arrived:
-            owner.put_all(arrived)
-            del arrived
+            call.finish(value)
+        call = value = payload = None
         if last is not None:
             last.ran(count, spent * 1e-7)
         with self._roster.lock:
             self._roster.settle(link)
+
+    def _take_values(
+        self, link: Link, number: int, values: list[Any], told: int, took: int
+    ) -> None:
+        """Values of a run; ``told`` of them, and of those before, took so long."""
+        begin, end = 0, len(values)
+        while begin < end:
+            call = link.claim_single(number + begin)
+            if call is not None:
+                call.finish(values[begin])
+                begin += 1
+                link.run_of = call.known_as
+                continue
+            with self._roster.lock:
+                run = link.claim(number + begin, end - begin)
+            if run is None:  # it was cancelled
+                begin += 1
+                continue
+            assert type(run) is Run
+            all_of_it = run.count == end
+            run.owner.put(run.index, values if all_of_it else values[begin : begin + run.count])
+            begin += run.count
+            link.run_of = run.known_as
+        if told and link.run_of is not None:
+            link.run_of.ran(told, took * 1e-7)
+
+    def _claim(self, link: Link, number: int) -> Call | None:
+        call = link.claim_single(number)
+        if call is None:
+            with self._roster.lock:
+                call = link.claim(number)
+        return call
 
     @staticmethod
     def _fail_unreadable(call: Call, error: BaseException) -> None:
@@ -100,7 +124,7 @@ class Intake:
         if kind == records.FULL:
             self._turn.attendant.add(lambda: self._on_full(link))
             return
-        call = link.under_way.pop(number, None)
+        call = self._claim(link, number)
         if call is None:
             return
         if kind == records.ERROR:
@@ -126,7 +150,7 @@ class Intake:
             if kind != records.VALUE:
                 self._take_odd(link, kind, number, payload)
                 continue
-            call = link.under_way.pop(number, None)
+            call = self._claim(link, number)
             if call is None:
                 records.drop(payload)
                 continue

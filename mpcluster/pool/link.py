@@ -13,9 +13,10 @@ from typing import Any, Final
 from mpcluster import descriptors
 from mpcluster.outbox import NO_ROOM, NO_SIGNAL, Outbox, Outgoing
 from mpcluster.pool import ring
+from mpcluster.pool.calls import Call
 from mpcluster.pool.records import Stream
-from mpcluster.pool.results import Call
 from mpcluster.pool.ring import Ring
+from mpcluster.pool.runs import Run
 from mpcluster.pool.worker import Berth
 
 __all__ = ["Line", "Link"]
@@ -70,7 +71,8 @@ class Link:
     """One worker, as the dispatcher sees it.
 
     Attributes:
-        under_way: The calls that were sent and not answered, by the number of the order.
+        under_way: The calls that were sent and not answered, by the number of the order; a
+            run by that of the first that is not answered.
         usable: It may be given work. Guarded, as the next three, by the dispatcher's lock.
         is_idle: It stands in the dispatcher's list of idle links.
         filling: A thread is about to send it something; no other does.
@@ -94,8 +96,9 @@ class Link:
         self.depth = 1
         self.quickest = 0.0  # seconds that what it was given last takes, as far as is known
         self.is_closed = False
-        #: The call for whose sake the worker was killed, and the error that it gets.
-        self.execution: tuple[Call | None, BaseException] | None = None
+        #: The order for whose sake the worker was killed, and the error that it gets.
+        self.execution: tuple[int | None, BaseException] | None = None
+        self.run_of: Any = None  #: the function of the run that is being answered
         self.was_ready = False  #: it was, when it died
         self.begun_at_tick = -1
         self.window = 0  # orders before this were taken back, and may still lie in the worker
@@ -109,7 +112,14 @@ class Link:
 
     def __repr__(self) -> str:
         state = "idle" if self.is_idle else "usable" if self.usable else "leaving"
-        return f"<Link to pid {self.pid}: {state}, {len(self.under_way)} under way>"
+        return f"<Link to pid {self.pid}: {state}, {self.load} under way>"
+
+    @property
+    def load(self) -> int:
+        """How many calls it has: the one that it does, and what lies behind that."""
+        if not self.under_way:
+            return 0
+        return 1 + max(0, self.next_number - max(self.begun + 1, self.window))
 
     @property
     def begun(self) -> int:
@@ -142,15 +152,58 @@ class Link:
         cells[ring.TO] = self.window = self.next_number
         self.ring.fence()
         begun = self.begun
-        back = [call for number, call in list(self.under_way.items()) if number > begun]
-        taken = []
-        for call in back:
-            if self.under_way.pop(call.number, None) is not None:
-                call.link = None
-                taken.append(call)
-        if self.quota is not None:
-            self.quota += len(taken)
-        return taken
+        back = []
+        for number, call in sorted(self.under_way.items()):
+            if number + call.count <= begun + 1:
+                continue
+            if number > begun:
+                if self.under_way.pop(number, None) is None:
+                    continue  # it is just being claimed
+            elif type(call) is Run:  # it is in the middle of it
+                call = call.cut(begun + 1 - number)  # noqa: PLW2901
+            call.link = None
+            back.append(call)
+            if self.quota is not None:
+                self.quota += call.count
+        return back
+
+    # -- claiming --------------------------------------------------------------------------
+
+    def claim(self, number: int, count: int = 1) -> Call | None:
+        """Take order ``number``, which is answered, out of what is under way.
+
+        Of a run, as many as ``count`` from there on. Under the dispatcher's lock, so that
+        nobody sees a run that is being taken apart; but see :meth:`claim_single`.
+        """
+        call = self.under_way.pop(number, None)
+        if call is None:
+            run = self.find(number)
+            if run is None:
+                return None
+            assert type(run) is Run
+            call = run.cut(number - run.number)
+        if call.count > count:
+            assert type(call) is Run
+            rest = call.cut(count)
+            self.under_way[rest.number] = rest
+        return call
+
+    def claim_single(self, number: int) -> Call | None:
+        """Likewise, if it is a call by itself; otherwise None. Needs no lock."""
+        call = self.under_way.get(number)
+        if call is None or type(call) is Run:
+            return None
+        return self.under_way.pop(number, None)
+
+    def find(self, number: int) -> Call | None:
+        """The call, or the run, to which an order belongs. Under the dispatcher's lock."""
+        found = self.under_way.get(number)
+        if found is not None:
+            return found
+        for call in self.under_way.values():
+            if call.number < number < call.number + call.count:
+                return call
+        return None
 
     # -- writing ---------------------------------------------------------------------------
 

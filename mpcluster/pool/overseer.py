@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mpcluster.errors import TaskCancelledError
+from mpcluster.pool.calls import Call, Doomed
 from mpcluster.pool.failures import overran
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call, Doomed
 from mpcluster.pool.roster import Roster
 from mpcluster.pool.turn import SLICE
 
@@ -62,7 +62,7 @@ class Overseer:
             return
         self._collect(link)  # finished, and not told of
         with self._roster.lock:
-            if len(link.under_way) > 1 and not link.filling:
+            if link.load > 1 and not link.filling:
                 self._roster.requeue(link.take_back())
                 self._roster.settle(link)
                 self._roster.hungry.pop(link, None)  # not the same again
@@ -70,7 +70,8 @@ class Overseer:
     def _time(self, link: Link, now: float) -> float:
         """Seconds until the call that a worker runs overruns its limit; ends it if it has."""
         begun = link.begun
-        call = link.under_way.get(begun)
+        with self._roster.lock:
+            call = link.find(begun)
         if call is None:
             limits = [c.options.timeout for c in list(link.under_way.values())]
             return min((limit for limit in limits if limit is not None), default=SLICE)
@@ -81,14 +82,14 @@ class Overseer:
         if left > 0:
             return left
         if link.execution is None and link.begun == begun:
-            self._execute(link, call, overran(link, limit))
+            self._execute(link, begun, overran(link, limit))
         return SLICE
 
-    def _execute(self, link: Link, call: Call | None, error: BaseException) -> None:
-        """End a worker for the sake of what it runs."""
+    def _execute(self, link: Link, number: int, error: BaseException) -> None:
+        """End a worker for the sake of the order that it runs."""
         with self._roster.lock:
             link.usable = False
-            link.execution = call, error
+            link.execution = number, error
             self._roster.forget(link)
         link.process.kill()
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from multiprocessing import context as _context
-from multiprocessing import resource_tracker, util
+from multiprocessing import util
 from typing import Any, Final, Self, TypeVar
 
 from mpcluster.errors import EngineUnavailableError, PoolClosedError, TaskCancelledError
+from mpcluster.pool.calls import Options
 from mpcluster.pool.crew import Crew
+from mpcluster.pool.making import cores, forking, maker, share_resource_tracker
+from mpcluster.pool.quiet import Quiet
 from mpcluster.pool.reader import Reader
-from mpcluster.pool.results import Options
 from mpcluster.pool.verbs import RUN, Verbs
-from mpcluster.pool.worker import Berth, Plan, work
-from mpcluster.process import ClusterProcess
+from mpcluster.pool.worker import Plan
 
 __all__ = ["ClusterPool"]
 
@@ -31,15 +28,6 @@ INHERITED: Final = "INHERITED"
 
 C = TypeVar("C", bound=Callable[..., object])
 _UNSET: Final[Any] = object()
-
-
-class _ForkContext(_context.ForkContext):
-    """The context of a pool that is given none."""
-
-    Process = ClusterProcess
-
-
-_context_of_ours: Final = _ForkContext()
 
 
 class ClusterPool(Verbs):
@@ -92,9 +80,9 @@ class ClusterPool(Verbs):
         self._origin: ClusterPool | None = None
         if engine is not None and engine != "local":
             raise EngineUnavailableError(f"there is no engine {engine!r}; leave it out")
-        self._ctx = _forking(context)
+        self._ctx = forking(context)
         if processes is None:
-            processes = _cores()
+            processes = cores()
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
         if maxtasksperchild is not None and (
@@ -108,12 +96,11 @@ class ClusterPool(Verbs):
         self._options = _checked(task_timeout, retries)
         self._chunksize: int | None = None
         self._progress: Any = None
-        self._name = name
         self._pid = os.getpid()
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
-        _share_resource_tracker()
+        share_resource_tracker()
         crew = self._crew = Crew(
-            _maker(self),
+            maker(self, self._ctx, name),
             Plan(initializer, tuple(initargs), max_memory),
             processes,
             maxtasksperchild,
@@ -305,7 +292,7 @@ class ClusterPool(Verbs):
         if self._state == CLOSE and not self._crew.is_over:
             for reader in list(self._readers):
                 reader.unbound()
-            self._engine.wait(_Quiet(self._engine, self._readers), None)
+            self._engine.wait(Quiet(self._engine, self._readers), None)
             self._crew.dismiss()
             self._crew.join()
             self._terminate()
@@ -343,77 +330,10 @@ class _Life:
         self.state = INIT
 
 
-class _Quiet:
-    """Waited for by ``join()``: nothing is left to do."""
-
-    def __init__(self, engine: Any, readers: Iterable[Reader]) -> None:
-        self._engine = engine
-        self._readers = readers
-        self._lock: Any = None
-
-    def ready(self) -> bool:
-        """Is nothing left to do?"""
-        return self._engine.is_quiet() and not any(r.is_reading() for r in list(self._readers))
-
-    def enlist(self) -> Any:
-        """See :class:`mpcluster.pool.engine.Awaited`."""
-        self._lock = threading.Lock()
-        self._lock.acquire()
-        return self._lock
-
-    def delist(self, _lock: Any) -> None:
-        """See :class:`mpcluster.pool.engine.Awaited`."""
-        self._lock = None
-
-    def poke(self) -> None:
-        """See :class:`mpcluster.pool.engine.Awaited`."""
-        lock = self._lock
-        if lock is not None:
-            try:
-                lock.release()
-            except RuntimeError:
-                pass
-
-
-def _maker(pool: ClusterPool) -> Callable[[Berth, Plan], Any]:
-    """Make workers by the pool's hook, without keeping the pool alive."""
-    reference = weakref.ref(pool)
-    numbers = itertools.count(1)
-
-    def make(berth: Berth, plan: Plan) -> Any:
-        owner = reference()
-        if owner is None:
-            raise PoolClosedError("Pool not running")
-        process = owner.Process(owner._ctx, target=work, args=(berth, plan))
-        if owner._name is not None:
-            process.name = f"{owner._name}-{next(numbers)}"
-        elif isinstance(process, ClusterProcess):
-            process.name = process.name.replace("ClusterProcess", "ForkPoolWorker")
-        else:
-            process.name = process.name.replace("Process", "PoolWorker")
-        return process
-
-    return make
-
-
 def _end(crew: Crew, readers: Iterable[Reader]) -> None:
     for reader in list(readers):
         reader.stop()
     crew.end(TaskCancelledError("the pool was terminated before this task was done"))
-
-
-def _forking(context: Any) -> Any:
-    """The context that makes the workers."""
-    if context is None:
-        return _context_of_ours
-    method = context.get_start_method()
-    if method != "fork":
-        raise ValueError(
-            f"a ClusterPool forks its workers, and this context says {method!r}; leave it out"
-        )
-    if type(context) in (_context.ForkContext, _context.DefaultContext):
-        return _context_of_ours
-    return context
 
 
 def _checked(timeout: float | None, retries: int) -> Options:
@@ -426,22 +346,6 @@ def _checked(timeout: float | None, retries: int) -> Options:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int)
-
-
-def _share_resource_tracker() -> None:
-    """Let a worker that looks into shared memory tell the tracker of this process (gh-82300).
-
-    One of its own would remove the memory when the worker ends. A tracker is one more process,
-    so it is started only where the program is about to have shared memory.
-    """
-    if "multiprocessing.shared_memory" in sys.modules:
-        resource_tracker.ensure_running()
-
-
-def _cores() -> int:
-    if sys.version_info >= (3, 13):
-        return os.process_cpu_count() or 1
-    return os.cpu_count() or 1
 
 
 _all: weakref.WeakSet[ClusterPool] = weakref.WeakSet()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from mpcluster.pool.imap import IMapIterator, Item
+from mpcluster.pool.runs import Supply
 
 if TYPE_CHECKING:
+    from mpcluster.pool.arrivals import Arrivals
     from mpcluster.pool.engine import Engine
+    from mpcluster.pool.imap import IMapIterator
 
 __all__ = ["Reader"]
 
@@ -18,8 +21,8 @@ __all__ = ["Reader"]
 _MOST_AHEAD: Final = 1 << 14
 #: Seconds of work for each worker that it keeps ahead of its consumer.
 _TIME_AHEAD: Final = 0.05
-#: Items that are read at once.
-_SLICE: Final = 256
+#: Items that are read before it is looked whether anybody wants more.
+_SLICE: Final = 1024
 
 
 class Reader:
@@ -36,21 +39,23 @@ class Reader:
 
     def __init__(
         self,
-        owner: IMapIterator,
+        consumer: IMapIterator,
+        arrivals: Arrivals,
         iterable: Iterable[Any],
         engine: Engine,
         limit: int | None,
     ) -> None:
-        self._owner = weakref.ref(owner, self._consumer_is_gone)
+        self._consumer = weakref.ref(consumer, self._consumer_is_gone)
         # Work that is done for its effect alone, whose results nobody ever takes, goes on.
-        self._untouched: IMapIterator | None = owner
+        self._untouched: IMapIterator | None = consumer
+        self._arrivals = arrivals
         self._iterable = iterable
         self._engine = engine
         self._limit = limit
         self._room = threading.Event()
         self._stopped = self._is_done = False
-        owner.on_taken = self._taken
-        owner.on_dropped = self.stop
+        arrivals.on_taken = self._taken
+        arrivals.on_dropped = self.stop
         thread = threading.Thread(target=self._run, name="mpcluster-imap", daemon=True)
         thread.start()
 
@@ -61,8 +66,8 @@ class Reader:
     def _taken(self) -> None:
         self._untouched = None
         if not self._room.is_set():
-            owner = self._owner()
-            if owner is not None and owner.ahead <= self._bound(owner) // 2:
+            consumer = self._consumer()
+            if consumer is not None and consumer.ahead <= self._bound() // 2:
                 self._room.set()
 
     def stop(self) -> None:
@@ -79,10 +84,10 @@ class Reader:
         """Is there more of the input, and somebody who wants it?"""
         return not (self._is_done or self._stopped)
 
-    def _bound(self, owner: IMapIterator) -> int:
+    def _bound(self) -> int:
         if self._limit is not None:
             return self._limit
-        mean = owner.known_as.mean
+        mean = self._arrivals.known_as.mean
         slots = self._engine.slots
         if not mean:
             return 4 * slots
@@ -91,57 +96,50 @@ class Reader:
     def _run(self) -> None:
         try:
             self._read()
+        except BaseException as error:  # noqa: BLE001  # the iterable's own
+            self._arrivals.end_with(error)
         finally:
             self._is_done = True
             self._untouched = None
+            self._arrivals.on_taken = self._arrivals.on_dropped = None
             self._engine.interrupt()
 
     def _read(self) -> None:
-        try:
-            items = iter(self._iterable)
-        except BaseException as error:  # noqa: BLE001
-            self._end(error)
-            return
+        items = iter(self._iterable)
         del self._iterable
-        while not self._stopped:
-            owner = self._owner()
-            if owner is None or owner.stopped:
-                return
-            room = self._bound(owner) - owner.ahead
+        arrivals, engine = self._arrivals, self._engine
+        supply = Supply(arrivals)
+        while not (self._stopped or arrivals.stopped):
+            room = self._find_room()
             if room <= 0:
-                self._room.clear()
-                if owner.ahead > self._bound(owner) // 2:
-                    del owner
-                    self._room.wait()
                 continue
-            calls: list[Item] = []
-            more = True
+            count, item = 0, None
             try:
-                for _ in range(min(room, _SLICE)):
-                    try:
-                        given = next(items)
-                    except StopIteration:
-                        more = False
-                        break
-                    calls.append(Item(owner, owner.given_out, given))
-                    owner.given_out += 1
-                    if len(calls) == 1 and self._engine.is_hungry():
-                        break  # the first of a slow input need not wait for the next
-            except BaseException as error:  # noqa: BLE001
-                self._engine.submit_all(calls)
-                owner.end_with(error)
-                self._engine.interrupt()
-                return
-            if not more:
-                owner.end_after(owner.given_out)
-            self._engine.submit_all(calls)
-            if not more:
-                self._engine.interrupt()
-                return
-            del calls, owner
+                # What is read can be taken at once: the next may be a long time in coming, or
+                # come of a result of these.
+                for item in itertools.islice(items, min(room, _SLICE)):
+                    count += 1
+                    if supply.add(item) and supply.has_to_be_submitted():
+                        engine.submit(supply)
+                        engine.attend()
+                if count < min(room, _SLICE):
+                    arrivals.end_after(arrivals.given_out + count)
+                    return
+            finally:
+                item = None
+                arrivals.given_out += count
 
-    def _end(self, error: BaseException) -> None:
-        owner = self._owner()
-        if owner is not None:
-            owner.end_with(error)
-            self._engine.interrupt()
+    def _find_room(self) -> int:
+        """Wait until there is room, for a while at least; how much?"""
+        consumer = self._consumer()
+        if consumer is None:
+            return 0
+        bound = self._bound()
+        consumer.bound(max(1, bound // 4))
+        room = bound - consumer.ahead
+        if room <= 0:
+            self._room.clear()
+            if consumer.ahead > bound // 2 and not self._stopped:
+                del consumer
+                self._room.wait()
+        return room

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pickle
 import socket
+from collections.abc import Callable
 from struct import Struct
 from typing import Final, TypeAlias
 
@@ -31,16 +32,22 @@ __all__ = [
     "HEADER",
     "MAP",
     "ONE",
+    "OPEN",
     "PLAIN",
+    "RUN",
     "SKIPPED",
     "STARMAP",
+    "STARRUN",
     "UNFIT",
     "VALUE",
+    "VALUES",
     "Parcel",
     "Record",
     "Stream",
+    "body",
     "load",
     "parcel",
+    "values",
 ]
 
 #: kind, a number that depends on it, number of the order, bytes of the payload
@@ -54,6 +61,9 @@ CALL_WITH_NAMES: Final = 4  #: payload: (args, kwargs)
 ONE: Final = 5  #: payload: the one argument
 MAP: Final = 6  #: payload: a chunk of arguments; answered by the list of the results
 STARMAP: Final = 7  #: payload: a chunk of tuples of arguments
+# A run: so many orders, numbered from the header's on; each is begun and answered by itself.
+RUN: Final = 8  #: payload: a list of arguments, for a call with one each
+STARRUN: Final = 9  #: payload: a list of tuples of arguments
 
 # Answers. The second number is how long it took, in units of 100 ns.
 VALUE: Final = 1
@@ -61,12 +71,23 @@ ERROR: Final = 2  #: payload: (text of the traceback, pickle of the exception)
 SKIPPED: Final = 3  #: it was taken back before it began
 UNFIT: Final = 4  #: the initializer raised; payload as ERROR's
 FULL: Final = 5  #: the worker has more memory than it may, and wants to be replaced
+VALUES: Final = 6  #: those of a run, as far as they are there; payload: bodies of pickles
+
+#: The size of a run of values to which more may be added.
+OPEN: Final = (1 << 64) - 1
 
 _PARCEL: Final = 0x100  # added to the kind
 _SHAPE: Final = Struct("=III")  # in memory?, descriptors, buffers
 
-#: Whose pickle is the same by the C pickler alone: nothing for cloudpickle to do.
+#: Whose pickle is the same by the C pickler alone: nothing for cloudpickle to do. And nobody
+#: can tell whether two of them were one: so many of them may be in one pickle.
 PLAIN: Final = frozenset({int, float, str, bool, type(None), complex})
+
+# The last protocol whose pickles can be put one behind the other: it names the entries of its
+# memo, and each body enters what it uses.
+_PROTOCOL: Final = 3
+_LIST: Final = pickle.dumps([1, 2], _PROTOCOL).partition(b"K\x01K\x02")
+_BEGIN: Final = len(pickle.dumps(None, _PROTOCOL)) - 2
 
 
 class Parcel:
@@ -116,6 +137,16 @@ def load(payload: memoryview | Parcel) -> object:
     if type(payload) is Parcel:
         return payload.load()
     return pickle.loads(payload)  # type: ignore[arg-type]
+
+
+def body(value: object, _dumps: Callable[..., bytes] = pickle.dumps) -> bytes:
+    """What a run of values has of a plain one."""
+    return _dumps(value, _PROTOCOL)[_BEGIN:-1]
+
+
+def values(bodies: memoryview) -> list[object]:
+    """The values of so many bodies."""
+    return pickle.loads(b"".join((_LIST[0], bodies, _LIST[2])))  # type: ignore[no-any-return]
 
 
 def parcel(kind: int, extra: int, number: int, pickled: Pickled) -> Outgoing:

@@ -13,112 +13,29 @@ write past each other, so one of them sees the other.
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
-import itertools
 import threading
 import time
 import types
 from _thread import LockType, allocate_lock
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import _base
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from mpcluster.errors import ResultTimeoutError, TaskCancelledError
 from mpcluster.events import call
+from mpcluster.pool.calls import Options
 
 if TYPE_CHECKING:
     from mpcluster.pool.engine import Engine
     from mpcluster.pool.functions import Function
 
-__all__ = ["ApplyResult", "Call", "Chunk", "MapResult", "Options"]
+__all__ = ["ApplyResult"]
 
 _PENDING: Final = _base.PENDING
 _FINISHED: Final = _base.FINISHED
 _CANCELLED: Final = _base.CANCELLED_AND_NOTIFIED
 _OVER: Final = frozenset({_FINISHED, _CANCELLED, _base.CANCELLED})
-
-
-class Options:
-    """How calls are to be treated.
-
-    Args:
-        timeout: Seconds that one call may run, or None.
-        retries: How often a call is begun again when its worker dies.
-    """
-
-    __slots__ = ("retries", "timeout")
-
-    def __init__(self, timeout: float | None = None, retries: int = 0) -> None:
-        self.timeout = timeout
-        self.retries = retries
-
-
-class Call(Protocol):
-    """One piece of work, as the engine sees it: run once, finished once."""
-
-    kind: int  #: how it is called (:mod:`mpcluster.pool.records`)
-    given: Any  #: the arguments, as that kind wants them
-    known_as: Function
-    link: Any  #: where it is under way, None before
-    number: int  #: the order's number there
-    deaths: int  #: how many workers have died of it
-    owner: Any  #: who takes the results of many calls at once (`put_all`), or None
-    index: int  #: which of them this is
-
-    @property
-    def options(self) -> Options:
-        """How it is to be treated."""
-
-    @property
-    def function(self) -> Any:
-        """What is called; None when it is over."""
-
-    def finish(self, value: Any) -> None:
-        """It has returned ``value``."""
-
-    def fail(self, error: BaseException) -> None:
-        """It has raised ``error``, or cannot be run."""
-
-    def drop(self, error: BaseException) -> None:
-        """The pool has ended, and it will not be run."""
-
-    def is_over(self) -> bool:
-        """Is there nothing to run any more? (It was cancelled.)"""
-
-
-class Doomed:
-    """What is left of a cancelled call that a worker has been sent, and may yet begin.
-
-    It holds the place of the call there. Taken back in time it is passed over; if the worker
-    begins it, it overruns its limit at once, and the worker is ended.
-    """
-
-    given = function = owner = None
-    index = deaths = 0
-    options = Options(0.0, 0)
-
-    def __init__(self, call: Call, link: Any) -> None:
-        self.kind = call.kind
-        self.known_as = call.known_as
-        self.link = link
-        self.number = call.number
-
-    def finish(self, _value: Any) -> None:
-        """It came to its end before it was ended."""
-
-    def fail(self, _error: BaseException) -> None:
-        """It was ended."""
-
-    def drop(self, _error: BaseException) -> None:
-        """The pool has ended."""
-
-    def cancel_unsent(self) -> None:
-        """It is cancelled already."""
-
-    def is_over(self) -> bool:
-        """There is nothing to run."""
-        return True
 
 
 class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -140,8 +57,8 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
     _sleepers: list[LockType] | None = None
     _called_back: list[Callable[[Any], object]] | None = None
     link: Any = None
-    owner: Any = None
-    index = number = deaths = 0
+    number = deaths = 0
+    count: Final = 1
     function: Any
 
     # Deliberately not the base's, which makes a condition and two lists. By position: it is
@@ -232,6 +149,12 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
             self._error_callback = None
             self._exception = error
             self._publish(_FINISHED)
+
+    def _publish_at_once(self, value: Any) -> None:
+        """Be done from the beginning."""
+        self._result = value
+        self._state = _FINISHED
+        self._pool = None
 
     def _publish(self, state: str) -> None:
         """Be done, and tell everybody who has asked."""
@@ -383,147 +306,8 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
             call(fn, self)
 
     def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio  # its 8 MB make each fork a quarter dearer; who awaits has it
+
         return asyncio.wrap_future(self).__await__()
 
     __class_getitem__: Any = classmethod(types.GenericAlias)
-
-
-class Chunk:
-    """A part of a map; a :class:`Call`."""
-
-    owner: Any = None
-    index = 0
-
-    __slots__ = ("_index", "_owner", "deaths", "given", "kind", "known_as", "link", "number")
-
-    def __init__(self, owner: MapResult, index: int, kind: int, given: Any) -> None:
-        self._owner = owner
-        self._index = index
-        self.kind = kind
-        self.given = given
-        self.known_as = owner.known_as
-        self.link: Any = None
-        self.number = self.deaths = 0
-
-    @property
-    def options(self) -> Options:
-        """Those of the map."""
-        return self._owner.options
-
-    @property
-    def function(self) -> Any:
-        """That of the map."""
-        return self._owner.function
-
-    def finish(self, value: Any) -> None:
-        """It has returned ``value``."""
-        self.given = None
-        self._owner.chunk_finished(self._index, value)
-
-    def fail(self, error: BaseException) -> None:
-        """It has raised ``error``."""
-        self.given = None
-        self._owner.chunk_failed(error)
-
-    def cancel_unsent(self) -> None:
-        """Cancel the map; this part of it is in no worker."""
-        self._owner.cancel()
-
-    def drop(self, error: BaseException) -> None:
-        """The pool has ended."""
-        self._owner.drop(error)
-
-    def is_over(self) -> bool:
-        """Is the map over? (It was cancelled.)"""
-        return self._owner.is_over()
-
-
-class MapResult(ApplyResult):
-    """The result of a map: the list of all, or the first error once all chunks have run."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        pool: object,
-        function: Any,
-        known_as: Function,
-        options: Options,
-        *,
-        chunksize: int,
-        length: int,
-    ) -> None:
-        super().__init__(engine, pool, 0, function, known_as, None, options)
-        self._chunksize = chunksize
-        self._values: list[Any] = [None] * length
-        self.chunks: list[Chunk] = []
-        self._total = 0
-        # Counted by one call in C: a chunk that cannot be pickled fails in the thread that
-        # sends it, while others arrive in another.
-        self._count = itertools.count(1).__next__
-        self._error: BaseException | None = None
-        self._progress: Any = None
-        if not length:
-            self._result = self._values
-            self._state = _FINISHED
-            self._pool = None
-
-    def expect(
-        self,
-        callback: Callable[[Any], object] | None,
-        error_callback: Callable[[BaseException], object] | None,
-        progress: Any,
-    ) -> None:
-        """What is to be called, and drawn, before it is ready."""
-        self._progress = progress
-        if progress is not None:
-            callback = _both(progress.close, callback)
-            error_callback = _both(progress.close, error_callback)
-        if callback is not None:
-            self._callback = callback
-        if error_callback is not None:
-            self._error_callback = error_callback
-
-    def count_chunks(self) -> None:
-        """All its chunks are there, and will be submitted."""
-        self._total = len(self.chunks)
-
-    def parts(self) -> Sequence[Any]:
-        """The calls that it consists of."""
-        return self.chunks
-
-    def _publish(self, state: str) -> None:
-        self.chunks = []
-        super()._publish(state)
-
-    def chunk_finished(self, index: int, values: list[Any]) -> None:
-        """A chunk has returned. One thread at a time."""
-        size = self._chunksize
-        self._values[index * size : (index + 1) * size] = values
-        self._one_less(len(values))
-
-    def chunk_failed(self, error: BaseException) -> None:
-        """A chunk has failed; the first error counts."""
-        if self._error is None:
-            self._error = error
-        self._one_less(0)
-
-    def _one_less(self, count: int) -> None:
-        arrived = self._count()
-        if self._progress is not None:
-            self._progress(count)
-        if arrived == self._total:
-            if self._error is not None:
-                self.fail(self._error)
-            else:
-                self.finish(self._values)
-
-
-def _both(
-    first: Callable[[], object], second: Callable[[Any], object] | None
-) -> Callable[[Any], object]:
-    def both(argument: Any) -> None:
-        first()
-        if second is not None:
-            second(argument)
-
-    return both

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-from mpcluster.pool.imap import Feed
+from mpcluster.pool.calls import Call
 from mpcluster.pool.link import Link
-from mpcluster.pool.results import Call
+from mpcluster.pool.runs import Feed, Run
 
 __all__ = ["Roster"]
+
+#: Calls of a run that go to one worker, at least, if it may have so many.
+_GRAIN: Final = 8
 
 
 class Roster:
@@ -91,7 +94,7 @@ class Roster:
             if link.filling or not link.usable:
                 continue
             under_way = link.under_way
-            calls = self._take(len(under_way), link.quota)
+            calls = self._take(link.load, link.quota)
             if not calls:
                 if not under_way:
                     link.is_idle = True
@@ -104,16 +107,16 @@ class Roster:
                 call.link = link
                 call.number = number
                 under_way[number] = call
-                number += 1
+                number += call.count
+            if link.quota is not None:
+                link.quota -= number - link.next_number
             link.next_number = number
             known = calls[-1].known_as
             link.depth = known.depth
             link.quickest = known.mean
             link.filling = True
-            if link.quota is not None:
-                link.quota -= len(calls)
             self.busy.add(link)
-            if len(under_way) > 1:
+            if len(under_way) > 1 or calls[0].count > 1:
                 self.deep.add(link)
             if self.has_timeouts and any(c.options.timeout is not None for c in calls):
                 self.timed.add(link)
@@ -122,9 +125,9 @@ class Roster:
 
     def _take(self, have: int, quota: int | None) -> list[Call]:
         """The next calls for a worker that has so many. Under the lock."""
-        queue = self.queue
+        queue, workers = self.queue, len(self.links) or 1
         calls: list[Any] = []
-        share = -(-len(queue) // (len(self.links) or 1))
+        share = -(-len(queue) // workers)
         if quota is not None:
             share = min(share, quota)
         while queue and len(calls) < share:
@@ -132,25 +135,38 @@ class Roster:
             room = entry.known_as.depth - have - len(calls)
             if room <= 0 and (have or calls):
                 break
-            if type(entry) is Feed:
-                room = max(1, room)
-                if quota is not None:
-                    room = min(room, quota - len(calls))
-                got = entry.take(room)
-                if len(got) < room:
-                    queue.popleft()
-                    if got or not queue:
-                        self._on_end_of_feed()  # the end of it may be what a consumer waits for
-                elif len(queue) > 1:
-                    queue.rotate(-1)  # its turn comes again after the others
-                calls += got
-                if got:
+            room = max(1, room)
+            if quota is not None:
+                room = min(room, quota - len(calls))
+            if isinstance(entry, Feed):
+                run = self._take_of_feed(entry, room)
+                if run is not None:
+                    calls.append(run)
                     break
-            else:
-                queue.popleft()
-                if not entry.is_over():
-                    calls.append(entry)
+                continue
+            queue.popleft()
+            if entry.is_over():
+                continue
+            if entry.count > 1:
+                # The others have their share of it.
+                room = min(room, max(_GRAIN, -(-entry.count // workers)))
+                if room < entry.count:
+                    queue.appendleft(entry.cut(room))
+                calls.append(entry)
+                break
+            calls.append(entry)
         return calls
+
+    def _take_of_feed(self, feed: Feed, room: int) -> Run | None:
+        queue = self.queue
+        run, is_over = feed.take(room)
+        if is_over:
+            queue.popleft()
+            if run is not None or not queue:
+                self._on_end_of_feed()  # the end of it may be what a consumer waits for
+        elif len(queue) > 1:
+            queue.rotate(-1)  # its turn comes again after the others
+        return run
 
     def requeue(self, calls: list[Call]) -> None:
         """Put back at the front, in their order. Under the lock."""
@@ -158,7 +174,7 @@ class Roster:
 
     def settle(self, link: Link) -> None:
         """What is under way there has changed. Under the lock."""
-        left = len(link.under_way)
+        left = link.load
         if left:
             if left == 1:
                 self.deep.discard(link)
@@ -189,7 +205,7 @@ class Roster:
         with self.lock:
             calls = list(self.queue)
             for link in self.links:
-                calls += link.under_way.values()
+                calls += list(link.under_way.values())
         return dict(enumerate(calls))
 
     def counts(self) -> dict[str, int]:
@@ -198,8 +214,10 @@ class Roster:
             return {
                 "idle": len(self.idle),
                 "busy": len(self.busy),
-                "queued": len(self.queue),
-                "under_way": sum(len(link.under_way) for link in self.links),
+                "queued": sum(entry.count for entry in list(self.queue)),
+                "under_way": sum(
+                    call.count for link in self.links for call in list(link.under_way.values())
+                ),
             }
 
     def take_queued(self) -> list[Any]:

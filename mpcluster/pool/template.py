@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import array
 import errno
+import functools
 import os
 import pickle
 import select
@@ -31,13 +32,30 @@ from mpcluster.pool.worker import Berth, Plan
 from mpcluster.popen import Popen, own_pidfd
 from mpcluster.process import ClusterProcess
 
-__all__ = ["Template", "TemplateGoneError"]
+__all__ = ["Template", "TemplateGoneError", "as_it_is", "can_have_template"]
 
 _PID: Final = struct.Struct("=q")
 #: Bytes of one request, at most.
 _REQUEST: Final = 1 << 16
 #: Seconds that a request may take when the template is to end.
 _PATIENCE: Final = 1.0
+
+
+@functools.cache
+def _can_fork_sibling() -> bool:
+    return forking.can_fork_sibling()
+
+
+def can_have_template(process: object) -> bool:
+    """Can processes like this one be forked by another than this process?"""
+    return type(process).start is ClusterProcess.start and _can_fork_sibling()  # type: ignore[attr-defined]
+
+
+def as_it_is(process: ClusterProcess) -> ClusterProcess:
+    """What a process is before it is started, of which the start leaves little."""
+    kept: ClusterProcess = object.__new__(type(process))
+    kept.__dict__.update(process.__dict__)
+    return kept
 
 
 class TemplateGoneError(Exception):
@@ -123,7 +141,9 @@ class Template:
         if self._pidfd < 0:
             return
         self.kill()
-        select.select([self._pidfd], [], [])
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        poll.poll()
         try:
             os.waitpid(self.pid, 0)
         except ChildProcessError:

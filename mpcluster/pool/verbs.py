@@ -13,11 +13,15 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from mpcluster.pool import records
+from mpcluster.pool.arrivals import Arrivals, UnorderedArrivals
+from mpcluster.pool.calls import Options
 from mpcluster.pool.engine import Engine
-from mpcluster.pool.imap import Feed, IMapIterator, IMapUnorderedIterator, is_inert
+from mpcluster.pool.imap import IMapIterator, is_inert
+from mpcluster.pool.mapresult import Chunk, MapResult
 from mpcluster.pool.progress import Progress
 from mpcluster.pool.reader import Reader
-from mpcluster.pool.results import ApplyResult, Chunk, MapResult, Options
+from mpcluster.pool.results import ApplyResult
+from mpcluster.pool.runs import Feed
 
 __all__ = ["RUN", "Verbs"]
 
@@ -205,7 +209,7 @@ class Verbs:
             buffersize: The most results that are ahead of those taken; None leaves it to the
                 pool.
         """
-        it = self._imap(IMapIterator, func, iterable, chunksize, buffersize)
+        it = self._imap(Arrivals, func, iterable, chunksize, buffersize)
         return _flat(it, chunksize)
 
     def imap_unordered(
@@ -217,7 +221,7 @@ class Verbs:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap`, but yield the results in the order in which they come."""
-        it = self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize)
+        it = self._imap(UnorderedArrivals, func, iterable, chunksize, buffersize)
         return _flat(it, chunksize)
 
     def istarmap(
@@ -229,7 +233,7 @@ class Verbs:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap`, with each element unpacked into the arguments."""
-        it = self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
+        it = self._imap(Arrivals, func, iterable, chunksize, buffersize, star=True)
         return _flat(it, chunksize)
 
     def istarmap_unordered(
@@ -241,7 +245,7 @@ class Verbs:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap_unordered`, with each element unpacked into the arguments."""
-        it = self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, star=True)
+        it = self._imap(UnorderedArrivals, func, iterable, chunksize, buffersize, star=True)
         return _flat(it, chunksize)
 
     def istarmap_results(
@@ -255,11 +259,11 @@ class Verbs:
 
         For the executor, whose iterator knows a deadline.
         """
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, star=True)
+        return self._imap(Arrivals, func, iterable, chunksize, buffersize, star=True)
 
     def _imap(
         self,
-        kind_of_iterator: type[IMapIterator],
+        kind_of_arrivals: type[Arrivals],
         function: Callable[..., Any],
         iterable: Iterable[Any],
         chunksize: int,
@@ -278,9 +282,12 @@ class Verbs:
             kind = records.STARMAP if star else records.MAP
         else:
             kind = records.CALL if star else records.ONE
-        it = kind_of_iterator(engine, self, kind, function, engine.known(function), self._options)
+        arrivals = kind_of_arrivals(
+            engine, self, kind, function, engine.known(function), self._options
+        )
+        it = IMapIterator(arrivals)
         length = len(iterable) if isinstance(iterable, Sized) else None
-        it.progress = Progress.of(self._progress, length, engine.call_later)
+        arrivals.progress = Progress.of(self._progress, length, engine.call_later)
         inert = is_inert(iterable)
         source: Iterable[Any] = iterable
         if chunked:
@@ -289,12 +296,12 @@ class Verbs:
             source = map(tuple, iterable)
             inert = False
         if inert and buffersize is None:
-            engine.submit_all((Feed(it, source),))
+            engine.submit_all((Feed(arrivals, source),))
         else:
             limit = buffersize
             if limit is None and length is not None:
                 limit = 1 << 62
-            self._readers.add(Reader(it, source, engine, limit))
+            self._readers.add(Reader(it, arrivals, source, engine, limit))
         return it
 
 

@@ -36,6 +36,7 @@ _PATIENCE: Final = 1_000_000
 _LOOK_AT_MEMORY: Final = 20_000_000
 _LONGEST: Final = 0xFFFFFFFF
 _PROTOCOL: Final = pickle.HIGHEST_PROTOCOL
+_PROTO: Final = pickle.dumps(None, 3)[:2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class _Desk:
         self._definitions: dict[int, bytes | records.Parcel] = {}
         self._max_memory = plan.max_memory
         self._looked = 0
+        self._begin = self._told = 0  # of the order; when the pool was told last
         #: Half an answer may be on the socket, because a signal handler of a task's has raised
         #: while it was written. Nothing that is sent after it could be read: the worker ends.
         self._is_cut = False
@@ -115,70 +117,115 @@ class _Desk:
         """
         self._socket.detach()
 
-    # One long loop, for it is what each task costs here.
-    def serve(self) -> None:  # noqa: C901, PLR0912, PLR0915
+    def serve(self) -> None:
         """Run what comes, until the pool closes its side."""
         next_records, stream = self._stream.next_records, self._stream
-        cells, functions, put = self._ring.cells, self._functions, self._ring.put
-        clock, dumps, loads = time.monotonic_ns, pickle.dumps, pickle.loads
-        release, acquire = ring.new_fence()
-        cells[READY] = 1
+        self._ring.cells[READY] = 1
         while not stream.over:
             batch = next_records()
-            begin = told = clock()
+            self._begin = self._told = time.monotonic_ns()
             for kind, extra, number, payload in batch:
-                if kind < records.CALL:
+                if kind >= records.RUN:
+                    self._do_run(kind, extra, number, payload)
+                elif kind >= records.CALL:
+                    self._do(kind, extra, number, payload)
+                else:
                     self._learn(kind, extra, payload)
-                    continue
-                cells[SINCE] = begin
-                cells[BEGUN] = number
-                release()
-                acquire()
-                if cells[TO] > number >= cells[FROM]:
-                    self.answer(records.SKIPPED, 0, number, b"")
-                    continue
-                # From here to the answer, this order is what a death of the process costs.
-                answer = records.VALUE
-                try:
-                    try:
-                        function = functions[extra]
-                    except KeyError:
-                        function = self._define(extra)
-                    given: Any = (
-                        loads(payload) if type(payload) is memoryview else records.load(payload)
-                    )
-                    if kind == records.ONE:
-                        value = function(given)
-                    elif kind == records.CALL:
-                        value = function(*given)
-                    elif kind == records.MAP:
-                        value = list(map(function, given))
-                    elif kind == records.STARMAP:
-                        value = list(starmap(function, given))
-                    else:
-                        value = function(*given[0], **given[1])
-                    if type(value) in PLAIN:
-                        data: bytes | None = dumps(value, _PROTOCOL)
-                    else:
-                        data = self._pickle(value, number)
-                except BaseException as error:
-                    if self._is_cut:
-                        raise
-                    answer, data = records.ERROR, _failure(error)
-                value = given = payload = function = None  # type: ignore[assignment]  # noqa: PLW2901
-                now = clock()
-                if data is not None:
-                    took = min((now - begin) // 100, _LONGEST)
-                    if not put(answer, took, number, data):
-                        self.answer(answer, took, number, data)
-                begin = now
-                if now - told > _PATIENCE:
-                    self.ring_doorbell()
-                    told = now
             batch.clear()
             if self._max_memory is not None:
                 self._look_at_memory()
             self.ring_doorbell()
+
+    def _do(self, kind: int, extra: int, number: int, payload: Any) -> None:
+        """Do one order."""
+        cells = self._ring.cells
+        cells[SINCE] = begin = self._begin
+        cells[BEGUN] = number
+        self._ring.fence()
+        if cells[TO] > number >= cells[FROM]:
+            self.answer(records.SKIPPED, 0, number, b"")
+            return
+        # From here to the answer, this order is what a death of the process costs.
+        answer = records.VALUE
+        try:
+            known = self._functions
+            function = known[extra] if extra in known else self._define(extra)
+            given: Any = (
+                pickle.loads(payload) if type(payload) is memoryview else records.load(payload)
+            )
+            if kind == records.ONE:
+                value = function(given)
+            elif kind == records.CALL:
+                value = function(*given)
+            elif kind == records.MAP:
+                value = list(map(function, given))
+            elif kind == records.STARMAP:
+                value = list(starmap(function, given))
+            else:
+                value = function(*given[0], **given[1])
+            if type(value) in PLAIN:
+                data: bytes | None = pickle.dumps(value, _PROTOCOL)
+            else:
+                data = self._pickle(value, number)
+        except BaseException as error:
+            if self._is_cut:
+                raise
+            answer, data = records.ERROR, _failure(error)
+        value = given = payload = function = None
+        self._begin = now = time.monotonic_ns()
+        if data is not None:
+            took = min((now - begin) // 100, _LONGEST)
+            if not self._ring.put(answer, took, number, data):
+                self.answer(answer, took, number, data)
+        if now - self._told > _PATIENCE:
+            self.ring_doorbell()
+            self._told = now
+
+    # One long loop, for it is what a small task costs here.
+    def _do_run(self, kind: int, extra: int, first: int, payload: Any) -> None:
+        """Do one order after the other of a run."""
+        cells, add = self._ring.cells, self._ring.add
+        clock, dumps = time.monotonic_ns, records.body
+        release, acquire = ring.new_fence()
+        has_one = kind == records.RUN
+        function: Any = None
+        begin, told = self._begin, self._told
+        cells[SINCE] = begin
+        cells[BEGUN] = first
+        # Nothing but out of memory fails here, and that ends the process: the first is lost.
+        for number, given in enumerate(pickle.loads(payload), first):
+            cells[SINCE] = begin
+            cells[BEGUN] = number
+            release()
+            acquire()
+            if cells[TO] > number >= cells[FROM]:
+                self.answer(records.SKIPPED, 0, number, b"")
+                continue
+            # From here to the answer, this order is what a death of the process costs.
+            answer = records.VALUE
+            try:
+                if function is None:
+                    known = self._functions
+                    function = known[extra] if extra in known else self._define(extra)
+                value = function(given) if has_one else function(*given)
+                is_plain = type(value) in PLAIN
+                data: bytes | None = dumps(value) if is_plain else self._pickle(value, number)
+            except BaseException as error:
+                if self._is_cut:
+                    raise
+                answer, data, is_plain = records.ERROR, _failure(error), False
+            value = given = None  # noqa: PLW2901
+            now = clock()
+            if data is not None and not (is_plain and add(number, now - begin, data)):
+                if is_plain:  # there is no room in the ring
+                    data = b"".join((_PROTO, data, b"."))
+                self.answer(answer, min((now - begin) // 100, _LONGEST), number, data)
+            begin = now
+            if now - told > _PATIENCE:
+                self.ring_doorbell()
+                told = now
+        self._ring.end_run()
+        self._begin, self._told = begin, told
 
     def answer(self, kind: int, extra: int, number: int, payload: bytes) -> None:
         """Answer by the ring, or, where it has no room, by the socket."""

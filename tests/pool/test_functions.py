@@ -71,7 +71,7 @@ def test_one_that_cannot_be_pickled_is_named():
 def test_short_calls_are_given_many_at_once_and_long_ones_one_by_one():
     entry = Function(1)
     assert entry.depth == 1
-    entry.ran(10, 10 * 1e-6)
+    entry.ran(10, 10 * 1e-7)
     assert entry.depth == DEEPEST
     entry.ran(1, 0.1)  # one that became slow is believed at once
     assert entry.depth == 1

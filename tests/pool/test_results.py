@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from mpcluster.errors import ResultTimeoutError, TaskCancelledError
-from mpcluster.pool.results import ApplyResult, Options
+from mpcluster.pool.calls import Options
+from mpcluster.pool.results import ApplyResult
 
 
 class Engine:
