@@ -75,15 +75,13 @@ class Lane:
         """
         if position != self._follows:
             frame = wire.sync(position) + frame
-        size = len(frame)
-        if size > _WHOLE:
+        if len(frame) > _WHOLE:
             return False
         try:
-            _write(self._fd, frame)
+            self._written += _write(self._fd, frame)
         except BlockingIOError:
             return False
         self._follows = position
-        self._written += size
         return True
 
     def leave(self) -> bytes:

@@ -22,7 +22,7 @@ from mpcluster.lane import Lane
 from mpcluster.line import Line
 from mpcluster.outbox import NO_ROOM, NO_SIGNAL, Outbox, Outgoing
 from mpcluster.pickling import Pickled
-from mpcluster.wire import Kind, plain_header
+from mpcluster.wire import Kind, plain
 
 __all__ = ["Sender"]
 
@@ -119,7 +119,7 @@ class Sender:
         pickled = pickling.dump_plain(message)
         mark = None
         if type(pickled) is bytes and len(pickled) <= _JOIN:
-            mark = self._write_small(plain_header(kind, len(pickled)) + pickled)
+            mark = self._write_small(plain(kind, pickled))
             if mark == 0:
                 return  # as nearly all
         if mark is None:

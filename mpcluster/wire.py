@@ -43,7 +43,7 @@ __all__ = [
     "lane",
     "memory_frame",
     "parse",
-    "plain_header",
+    "plain",
     "read_plain",
     "sync",
     "table",
@@ -125,10 +125,10 @@ _USER: Final = Kind.USER
 _pack_plain: Final = _PLAIN.pack
 
 
-def plain_header(kind: Kind, body: int) -> bytes:
-    """The header of a frame whose body is one pickle of ``body`` bytes."""
+def plain(kind: Kind, pickled: bytes) -> bytes:
+    """A whole frame whose body is one pickle."""
     # Not by a dict: an enum's hash is a call in Python.
-    return _pack_plain(_PLAIN_USER if kind is _USER else _PLAIN_CONTROL, body)
+    return _pack_plain(_PLAIN_USER if kind is _USER else _PLAIN_CONTROL, len(pickled)) + pickled
 
 
 def header(kind: int, body: int, *, buffers: int = 0, descriptors: int = 0) -> bytes:

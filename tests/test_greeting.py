@@ -8,11 +8,11 @@ import socket
 
 from mpcluster import greeting, messages
 from mpcluster.inbox import Inbox
-from mpcluster.wire import Kind, plain_header
+from mpcluster.wire import HEADER, Kind, header
 
 
 def test_it_is_a_frame_as_the_wire_has_them_and_means_online() -> None:
-    head = plain_header(Kind.CONTROL, len(greeting.ONLINE) - len(plain_header(Kind.CONTROL, 1)))
+    head = header(Kind.CONTROL, len(greeting.ONLINE) - HEADER.size)
     assert greeting.ONLINE.startswith(head)
     assert pickle.loads(greeting.ONLINE[len(head) :]) == messages.Online()
 
