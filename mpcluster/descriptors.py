@@ -26,9 +26,23 @@ import os
 import socket
 import weakref
 from _thread import RLock, get_ident  # the threads' own, whatever gevent has put in their place
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Final, Protocol, TypeAlias, TypeVar
 
-__all__ = ["close", "close_numbers", "disown", "keep", "opening", "own", "own_numbers", "owned"]
+__all__ = [
+    "call_keeping",
+    "close",
+    "close_numbers",
+    "disown",
+    "keep",
+    "opening",
+    "own",
+    "own_numbers",
+    "owned",
+]
+
+
+T = TypeVar("T")
 
 
 class _Closable(Protocol):
@@ -154,6 +168,21 @@ class keep:  # noqa: N801  # a generator would be more for each child to run
             self._kept[get_ident()] = self._previous
         else:
             self._kept.pop(get_ident(), None)
+
+
+def call_keeping(fork: Callable[[], T], numbers: tuple[int, ...]) -> T:
+    """Return ``fork()``, made within :class:`keep`; with less to run for each child."""
+    kept, me = _kept, get_ident()
+    previous = kept.get(me)
+    kept[me] = previous.union(numbers) if previous else frozenset(numbers)
+    try:
+        return fork()
+    finally:
+        # In what it was put into: a child has begun with none.
+        if previous:
+            kept[me] = previous
+        else:
+            del kept[me]
 
 
 def owned() -> frozenset[int]:

@@ -47,7 +47,7 @@ def fork(keep: tuple[int, ...] = ()) -> int:
             child of it could start no thread.
     """
     if _WARNS:
-        if not threading.main_thread().is_alive():
+        if interpreter.main_program_is_over():
             raise EndingError("cannot fork at interpreter shutdown: the main program is over")
         if interpreter.count_known_threads() > 1 + watcher.current().is_running():
             _warn_of_threads()  # before: where warnings are errors, there is no child then
@@ -85,9 +85,8 @@ def _fork(raw_fork: Callable[[], int], keep: tuple[int, ...]) -> int:
     main_state = interpreter.find_main_state() if interpreter.needs_main_state() else None
     pid = -1
     try:
-        with descriptors.keep(*keep):
-            pid = raw_fork()
-        return pid
+        pid = descriptors.call_keeping(raw_fork, keep)
+        return pid  # the `finally` looks at it
     finally:
         if pid:  # not in the child: there, logging has made its locks anew
             if held:

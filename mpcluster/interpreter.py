@@ -50,6 +50,7 @@ __all__ = [
     "leave_finalizers",
     "let_go_of_logging",
     "main_frame",
+    "main_program_is_over",
     "needs_main_state",
     "open_std_streams",
     "renew_exit_functions",
@@ -267,6 +268,16 @@ def leave_event_loop() -> None:
                 signal.signal(
                     number, signal.default_int_handler if is_interrupt else signal.SIG_DFL
                 )
+
+
+def main_program_is_over() -> bool:
+    """Has the main thread ended, but for its exit functions? 3.12 or later."""
+    main: Any = threading._main_thread  # type: ignore[attr-defined]
+    # As its `is_alive()`, which runs several functions of Python's.
+    return bool(main._handle.is_done() if _HAS_HANDLES else main._is_stopped)
+
+
+_HAS_HANDLES = sys.version_info >= (3, 13)
 
 
 def count_known_threads() -> int:

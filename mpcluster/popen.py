@@ -99,7 +99,7 @@ class Popen(popen_fork.Popen):
     method = "fork"
     sentinel: int
     connection: int
-    finalizer: Any  # called by the base class's `close`
+    _open_sentinels: list[int] | tuple[()] = ()  # one, until it is closed
     #: The child has its parent's bell: its channel need not be watched until it rings.
     has_bell = True
     _watched = _close_wanted = False  # guarded by `reaping`
@@ -178,7 +178,7 @@ class Popen(popen_fork.Popen):
             os.waitpid(pid, 0)
             descriptors.close(ours)
             raise
-        self.finalizer = _Closing(self._owner, self.sentinel)
+        self._open_sentinels = [self.sentinel]
 
     @staticmethod
     def run_child(process_obj: Child, connection: int, sentinel: int, *, threaded: bool) -> None:
@@ -246,7 +246,26 @@ class Popen(popen_fork.Popen):
                 self._close_wanted = True
                 if self._watched:
                     return
-        super().close()
+            self._close_sentinel()
+
+    def __del__(self) -> None:
+        try:
+            if os.getpid() == self._owner:  # in a child it is closed long since
+                self._close_sentinel()
+        except Exception:  # noqa: BLE001  # the interpreter is going, its modules are gone
+            pass
+
+    def _close_sentinel(self) -> None:
+        # `pop` gives it to one caller, whatever their threads. Neither a `util.Finalize` nor a
+        # `weakref.finalize` does this: at the end of the process the main thread runs those, and
+        # the watcher may fork at that very moment. A sentinel that it has just opened would be
+        # closed under its hands, and its number be the next thing's.
+        sentinels = self._open_sentinels
+        if sentinels:
+            try:
+                descriptors.close_numbers(sentinels.pop())
+            except IndexError:
+                pass  # another thread was quicker
 
     def _ended(self, timeout: float | None) -> bool:
         poll = select.poll()
@@ -333,37 +352,6 @@ def _be_child(  # noqa: C901, PLR0912  # one function: each would be pages to co
             if more_than_its_own:  # which may have printed something
                 flush_std_streams()
         leave(code)
-
-
-class _Closing:
-    """Closes a sentinel once: when it is called, or when nobody holds it any more.
-
-    Neither a `util.Finalize` nor a `weakref.finalize`. At the end of the process the main
-    thread runs those, and the watcher may fork at that very moment: a sentinel that it has
-    just opened would be closed under its hands, and its number be the next thing's. (And
-    the latter costs a start as much as the pidfd itself.)
-    """
-
-    __slots__ = ("_owner", "_sentinel")
-
-    def __init__(self, owner: int, sentinel: int) -> None:
-        self._owner = owner
-        self._sentinel = [sentinel]  # `pop` gives it to one caller, whatever their threads
-
-    def __call__(self) -> None:
-        if os.getpid() != self._owner:
-            return  # in a child it is closed long since
-        try:
-            sentinel = self._sentinel.pop()
-        except IndexError:
-            return
-        descriptors.close(sentinel)
-
-    def __del__(self) -> None:
-        try:
-            self()
-        except Exception:  # noqa: BLE001  # the interpreter is going, its modules are gone
-            pass
 
 
 def _open_sentinel(pid: int) -> int:

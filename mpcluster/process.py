@@ -496,9 +496,11 @@ class ClusterProcess(context.ForkProcess):
 
     def close(self) -> None:
         """Release what the object holds; as in ``multiprocessing``, an error while it runs."""
-        is_ours = self._popen is not None and self._parent_pid == os.getpid()
-        if is_ours and self.is_dead and self._life is not None:
-            self._life.wait_until_told()
+        popen = self._popen
+        if popen is not None and self._parent_pid == os.getpid():
+            is_dead = popen.poll() is not None
+            if is_dead and self._life is not None:
+                self._life.wait_until_told()
         super().close()
         self._family.forget(self)
 
