@@ -72,15 +72,13 @@ def test_one_that_nobody_joins_or_listens_to_is_reaped_all_the_same(relatives: F
 
 
 def test_who_asks_for_the_living_is_not_told_of_one_that_has_ended() -> None:
-    one = ClusterProcess(target=nothing)
-    with Gate() as gate:
+    with Gate() as gate, watcher_busy():
         one = ClusterProcess(target=gate.wait)
         one.start()
         assert list(mpcluster.workers) == [one.id]
         gate.open()
         select.select([one.sentinel], [], [])
-        one.look_after_unheard()
-    assert mpcluster.workers == {}
+        assert mpcluster.workers == {}
 
 
 STORY = ("fork", "online", "disconnect", "death")
@@ -89,26 +87,27 @@ STORY = ("fork", "online", "disconnect", "death")
 @contextlib.contextmanager
 def watcher_busy() -> Iterator[None]:
     """What is asked of the watcher inside, it does afterwards."""
-    entered = Diary()
-    with Gate() as gate:
+    entered, done = threading.Event(), threading.Event()
 
-        def callback() -> None:
-            entered.write("in")
-            gate.wait()
+    def callback() -> None:
+        entered.set()
+        done.wait(PATIENCE)
 
-        watcher.current().call_soon(callback)
-        entered.until("in")
+    watcher.current().call_soon(callback)
+    assert entered.wait(PATIENCE)
+    try:
         yield
-        gate.open()
+    finally:
+        done.set()
 
 
 def test_who_subscribes_after_all_of_it_is_told_all_in_order_and_once() -> None:
     one = ClusterProcess(target=nothing)
-    one.start()
-    one.join()
-    assert (one.state, one.is_connected, one.exitcode) == (WorkerState.DEAD, False, 0)
     diary = Diary()
     with watcher_busy():
+        one.start()
+        one.join()
+        assert (one.state, one.is_connected, one.exitcode) == (WorkerState.DEAD, False, 0)
         for event in STORY:
             one.on(event, diary.writer(event))
     diary.until("death")
@@ -121,11 +120,11 @@ def test_who_subscribes_to_all_after_all_of_it_is_told_of_each_in_order(
     relatives: Family,
 ) -> None:
     workers = [ClusterProcess(target=nothing) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-        worker.join()
     diary = Diary()
     with watcher_busy():
+        for worker in workers:
+            worker.start()
+            worker.join()
         for event in STORY:
             relatives.emitter.add(event, diary.writer(event))
     diary.until_count(12)
@@ -161,26 +160,28 @@ def test_what_one_has_said_and_nobody_has_read_at_its_end_is_kept() -> None:
 
 
 def test_one_that_has_ended_unheard_takes_what_comes_too_late_as_any_dead_one() -> None:
-    one = ClusterProcess(target=nothing)
-    one.start()
-    one.join()
-    with pytest.raises(ChannelClosedError, match="the channel to worker"):
-        one.send("late")
-    assert one.disconnect() is one
-    one.kill()
-    assert not one.exited_after_disconnect
-    one.close()
+    with watcher_busy():
+        one = ClusterProcess(target=nothing)
+        one.start()
+        one.join()
+        with pytest.raises(ChannelClosedError, match="the channel to worker"):
+            one.send("late")
+        assert one.disconnect() is one
+        one.kill()
+        assert not one.exited_after_disconnect
+        one.close()
 
 
 def test_a_dead_one_that_nobody_keeps_is_not_kept_for_who_might_subscribe(
     relatives: Family,
 ) -> None:
-    one = ClusterProcess(target=nothing)
-    one.start()
-    one.join()
-    gone = weakref.ref(one)
-    del one
-    assert gone() is None
+    with watcher_busy():
+        one = ClusterProcess(target=nothing)
+        one.start()
+        one.join()
+        gone = weakref.ref(one)
+        del one
+        assert gone() is None
     diary = Diary()
     relatives.emitter.add("death", diary.writer("death"))
     settle()
