@@ -155,10 +155,10 @@ class Popen(popen_fork.Popen):
 
     def _begin(self) -> None:
         self._owner = os.getpid()
-        # Guards `returncode` and the one waitpid that may succeed. Taken by any thread
-        # that looks at the child; nothing but waitpid(WNOHANG) happens under it. Re-entrant,
-        # for a signal handler may look too. A forked child never takes it: there, `poll`
-        # sees that the child is not its own.
+        # Guards `returncode` and the one waitpid that may succeed, and `on_end`. Taken by any
+        # thread that looks at the child; nothing but waitpid(WNOHANG) and a look at the channel
+        # happens under it. Re-entrant, for a signal handler may look too. A forked child never
+        # takes it: there, `poll` sees that the child is not its own.
         self.reaping = RLock()
 
     def _adopt(self, pid: int, ours: int) -> None:
@@ -196,17 +196,20 @@ class Popen(popen_fork.Popen):
 
         With ``flag=0`` it waits for the end, as the base class does.
         """
-        if self.returncode is None and os.getpid() == self._owner:
+        is_through = self.returncode is not None and self.on_end is None
+        if not is_through and os.getpid() == self._owner:
             if not flag & os.WNOHANG:
                 self._ended(None)
             with self.reaping:
                 if self.returncode is None:
                     self.returncode = self._reap()
-                on_end = None
-                if self.on_end is not None and self.returncode is not None:
-                    on_end, self.on_end = self.on_end(), None
-            if on_end is not None:
-                on_end()
+                note = then = None
+                if self.returncode is not None:
+                    note, self.on_end = self.on_end, None
+                if note is not None:
+                    then = note()
+            if then is not None:
+                then()
         return self.returncode
 
     def _reap(self) -> int | None:

@@ -17,6 +17,7 @@ import mpcluster
 from mpcluster import ChannelClosedError, ClusterProcess, WorkerState, popen, watcher
 from mpcluster.family import Family
 from mpcluster.life import Life
+from mpcluster.popen import Popen
 from mpcluster.watcher import Watcher
 from tests.happenings import PATIENCE, Diary, Gate, relatives_fixture, settle
 
@@ -157,6 +158,24 @@ def test_what_one_has_said_and_nobody_has_read_at_its_end_is_kept() -> None:
     diary = Diary()
     one.on("message", diary.writer("message"))
     diary.until("message", "said")
+
+
+def test_one_that_another_thread_has_reaped_before_its_start_is_through_is_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`active_children()` looks at every process that is forked, and does not ask whose it is."""
+    adopt = Popen._adopt
+
+    def adopt_and_reap(self: Popen, pid: int, ours: int) -> None:
+        adopt(self, pid, ours)
+        self.wait()
+
+    monkeypatch.setattr(Popen, "_adopt", adopt_and_reap)
+    with watcher_busy():
+        one = ClusterProcess(target=nothing)
+        one.start()
+        assert one.state is WorkerState.DEAD
+        assert mpcluster.workers == {}
 
 
 def test_one_that_has_ended_unheard_takes_what_comes_too_late_as_any_dead_one() -> None:
