@@ -17,7 +17,7 @@ import errno
 import functools
 import os
 import signal
-from _thread import RLock
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -81,11 +81,11 @@ class Life:
         # first registration of both descriptors: a death cannot be taken in between. Taken by
         # the thread that starts, by those that send (a signal handler may, too), and by the
         # watcher. Nothing of a user's is called under it, and nothing is imported.
-        self._making = RLock()
+        self._making = threading.RLock()
         # Guards the read-and-replace of `state`, which the program's threads (DRAIN) and
         # the watcher (all else) do. Nothing is called under it. Re-entrant for the sake of
         # signal handlers, which may well call `disconnect()`.
-        self._stepping = RLock()
+        self._stepping = threading.RLock()
 
     @classmethod
     def over(
