@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from mpcluster import family as _family
-from mpcluster import process as _process
+from mpcluster import popen as _popen
 from mpcluster import workerside as _workerside
 from mpcluster.configuration import Settings
 from mpcluster.context import get_context
@@ -130,7 +130,7 @@ if _TYPE_CHECKING:
     settings: Settings
 
 # A program that a worker executes inherits the variable, and is no worker.
-_os.environ.pop(_process.WORKER_ID_VARIABLE, None)
+_os.environ.pop(_popen.WORKER_ID_VARIABLE, None)
 
 # What differs from process to process is looked up at each use.
 _LIVE: dict[str, _Callable[[], _Any]] = {
@@ -138,7 +138,7 @@ _LIVE: dict[str, _Callable[[], _Any]] = {
     "is_worker": lambda: _workerside.current() is not None,
     "worker": _workerside.current,
     # A copy: deaths are told in another thread, while the program goes through them here.
-    "workers": lambda: dict(_family.current().workers),
+    "workers": lambda: _family.current().living(),
     "settings": lambda: _family.current().settings,
 }
 

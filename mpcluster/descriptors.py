@@ -26,9 +26,23 @@ import os
 import socket
 import weakref
 from _thread import RLock, get_ident  # the threads' own, whatever gevent has put in their place
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Final, Protocol, TypeAlias, TypeVar
 
-__all__ = ["close", "disown", "keep", "opening", "own", "owned"]
+__all__ = [
+    "call_keeping",
+    "close",
+    "close_numbers",
+    "disown",
+    "keep",
+    "opening",
+    "own",
+    "own_numbers",
+    "owned",
+]
+
+
+T = TypeVar("T")
 
 
 class _Closable(Protocol):
@@ -42,17 +56,18 @@ Descriptor: TypeAlias = "int | _Closable"
 
 # One lock. It is taken by whoever opens descriptors that are about to be owned (so that a
 # fork of another thread cannot copy them before they are in the table), for each change of
-# the table, and by every fork of this process: `_before_fork` takes it in the forking
-# thread, so each child is a copy of a moment at which the table was whole. It is an RLock
-# because the thread that opens may be the one that forks, and because a finalizer may close
-# something at any point of a thread that holds it.
+# the table, and by every fork of this process, in the forking thread, so each child is a
+# copy of a moment at which the table was whole. It is an RLock because the thread that opens
+# may be the one that forks, and because a finalizer may close something at any point of a
+# thread that holds it.
 #
 # While it is held: open, close, list. Never wait for another process or thread, log, call
 # a user's code or send, for all forks of the process wait as long.
 #
-# In the parent the forking thread gives it back. In the child that thread is the only one
-# left; it makes a new lock instead of releasing the copy, which may still count waiters
-# that did not come along. Those who hold the lock release the very object that they took.
+# The forking thread gives it back, in the parent and in the child, where it is the only one
+# left. Waiters that did not come along do no harm: whoever releases a lock wakes those whom
+# the kernel knows, and the kernel knows none of them in the child. (The lock's own methods
+# are the hooks: each function of Python's that runs there is pages for the child to copy.)
 _lock = RLock()
 
 #: number → the object that closes it (weakly: the table keeps nothing alive) or ``None``.
@@ -96,6 +111,15 @@ def own(descriptor: Descriptor) -> None:
             _table[number] = reference
 
 
+def own_numbers(*numbers: int) -> None:
+    """As :func:`own`, for numbers that were opened in this very ``opening()`` block.
+
+    Whatever is listed under one of them was closed without a word.
+    """
+    for number in numbers:
+        _table[number] = None
+
+
 def disown(descriptor: Descriptor) -> None:
     """A forked child inherits this descriptor again, as any other. Idempotent."""
     with opening():
@@ -110,6 +134,15 @@ def close(descriptor: Descriptor) -> None:
             os.close(descriptor)
         else:
             descriptor.close()
+
+
+def close_numbers(*numbers: int) -> None:
+    """As :func:`close`, for several bare numbers; -1 is none."""
+    with _lock:
+        for number in numbers:
+            if number >= 0:
+                _table.pop(number, None)
+                os.close(number)
 
 
 class keep:  # noqa: N801  # a generator would be more for each child to run
@@ -137,6 +170,21 @@ class keep:  # noqa: N801  # a generator would be more for each child to run
             self._kept.pop(get_ident(), None)
 
 
+def call_keeping(fork: Callable[[], T], numbers: tuple[int, ...]) -> T:
+    """Return ``fork()``, made within :class:`keep`; with less to run for each child."""
+    kept, me = _kept, get_ident()
+    previous = kept.get(me)
+    kept[me] = previous.union(numbers) if previous else frozenset(numbers)
+    try:
+        return fork()
+    finally:
+        # In what it was put into: a child has begun with none.
+        if previous:
+            kept[me] = previous
+        else:
+            del kept[me]
+
+
 def owned() -> frozenset[int]:
     """The numbers in the table, without those of objects that were closed without a word."""
     with opening():
@@ -147,19 +195,11 @@ def owned() -> frozenset[int]:
         )
 
 
-def _before_fork() -> None:
-    _lock.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    _lock.release()
-
-
 def _after_fork_in_child() -> None:
-    """Close what is the parent's; begin anew with a lock that nobody holds."""
-    global _lock, _kept
+    """Close what is the parent's, and give the lock back."""
+    global _kept
     kept = _kept.get(get_ident(), _NONE)
-    _lock, _kept = RLock(), {}
+    _kept = {}
     for number, reference in list(_table.items()):
         if number in kept:
             continue
@@ -171,6 +211,7 @@ def _after_fork_in_child() -> None:
                 pass
         else:
             _close_object(reference(), number)
+    _lock.release()
 
 
 def _number(descriptor: Descriptor | None) -> int:
@@ -200,7 +241,7 @@ def _close_object(thing: _Closable | None, number: int) -> None:
 
 
 os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
+    before=_lock.acquire,
+    after_in_parent=_lock.release,
     after_in_child=_after_fork_in_child,
 )

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
@@ -103,6 +104,10 @@ class Family:
         self.ids = itertools.count(1)
         self._kept = KeptEvents()
         self._dead_kept: deque[int | None] = deque()  # the dead of whom something is kept
+        # Those that have lived and died with nobody to hear of it, by id, the last 128. Any thread
+        # puts in and takes out, one entry in one step.
+        self._unheard: dict[int, weakref.ref[ClusterProcess]] = {}
+        self._was_heard = False  # somebody has subscribed, and has gone, maybe
         self._warned_of_loss = False
         self._silent = False
         # Guards what follows: the watcher takes it when a death has been told, any thread to
@@ -121,11 +126,12 @@ class Family:
 
     def subscribed(self, _event: str, worker: ClusterProcess | None = None) -> None:
         """Somebody has a new callback, for one worker or for all: hand over what was kept."""
+        self._was_heard = self._was_heard or worker is None
         key = None if worker is None else worker.id
         if worker is not None and key is None:
             return  # not started: nothing can have happened to it
         the_watcher = watcher.current()
-        if the_watcher.is_running() or len(self._kept):
+        if the_watcher.is_running() or len(self._kept) or self._unheard:
             with self._told:
                 self._promised += 1
             the_watcher.call_soon(lambda: self._keep_promise(key))
@@ -135,11 +141,40 @@ class Family:
             for worker in list(self.workers.values()):
                 if key is None or worker.id == key:
                     worker.attend()
+            for unheard in list(self._unheard):
+                if key is None or unheard == key:
+                    self._tell_of_unheard(unheard)
             self._hand_over(key)
         finally:
             with self._told:
                 self._promised -= 1
                 self._told.notify_all()
+
+    def _tell_of_unheard(self, key: int) -> None:
+        reference = self._unheard.pop(key, None)
+        worker = None if reference is None else reference()
+        if worker is not None:
+            worker.tell_of_past()
+
+    def bury_unheard(self, worker: ClusterProcess) -> None:
+        """Take out a dead worker of which nobody wanted to hear; somebody may yet. Any thread."""
+        key = worker.id
+        assert key is not None
+        self.workers.pop(key, None)
+        self._unheard[key] = weakref.ref(worker)
+        while len(self._unheard) > MOST_DEAD_KEPT:
+            self._unheard.pop(min(self._unheard), None)
+
+    def rouse(self) -> None:
+        """Let the watcher look after every worker, heard or not. Any thread."""
+        for worker in list(self.workers.values()):
+            worker.rouse()
+
+    def living(self) -> dict[int, ClusterProcess]:
+        """Those that live, by id. Any thread."""
+        for worker in list(self.workers.values()):
+            worker.look_after_unheard()
+        return dict(self.workers)
 
     def emit(self, worker: ClusterProcess, event: str, *args: object, weight: int = 0) -> None:
         """Deliver an event of ``worker``, or keep it if nobody listens yet.
@@ -207,7 +242,7 @@ class Family:
 
     def _deliver(self, worker: ClusterProcess, event: str, args: tuple[object, ...]) -> bool:
         """Call those who hear it; was there anybody?"""
-        its_own, everybodys = worker.emitter.take(event), self.emitter.take(event)
+        its_own, everybodys = _taken(worker, event), self.emitter.take(event)
         for callback in its_own:
             call(callback, *args, expected=_EXPECTED)
         for callback in everybodys:
@@ -229,7 +264,12 @@ class Family:
 
     def hears(self, worker: ClusterProcess, event: str) -> bool:
         """Has anybody a callback for this event of this worker? Any thread."""
-        return worker.emitter.has(event) or self.emitter.has(event)
+        made = worker.made_emitter
+        return (made is not None and made.has(event)) or self.emitter.has(event)
+
+    def hears_anything(self) -> bool:
+        """Has anybody a callback for every worker? Any thread."""
+        return self._was_heard and any(map(self.emitter.has, CLUSTER_EVENTS))
 
     def _hand_over(self, key: int | None) -> None:
         """Deliver, in order, what is kept and has a callback by now."""
@@ -244,8 +284,11 @@ class Family:
 
     def forget(self, worker: ClusterProcess) -> None:
         """Keep nothing for a worker object that was closed. Any thread."""
-        if worker.id is not None and len(self._kept):
-            key = worker.id
+        if worker.id is None:
+            return
+        key = worker.id
+        self._unheard.pop(key, None)
+        if len(self._kept):
             watcher.current().call_idly(lambda: self._kept.forget(key))
 
     # -- the end of the master ---------------------------------------------------------------
@@ -330,6 +373,7 @@ class Family:
 
     def after_deaths(self, ids: Iterable[int], callback: Callable[[], object]) -> None:
         """Call ``callback()`` in the watcher's thread once all of ``ids`` are gone. Any thread."""
+        self.rouse()
         with self._told:
             self._awaited.append((frozenset(ids), callback))
         watcher.current().call_soon(self._call_due)
@@ -340,8 +384,9 @@ class Family:
         Not for the watcher's thread, which would wait for itself.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._told:
-            while True:
+        while True:
+            self.rouse()
+            with self._told:
                 left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
                 if self._told.wait_for(done, left) or left < SLICE:
                     return done()
@@ -357,6 +402,10 @@ class Family:
         Not while a supervisor holds on: it will fork again.
         """
         return not self._untold and not self._promised and not self._held
+
+
+def _taken(worker: ClusterProcess, event: str) -> tuple[Callable[..., object], ...]:
+    return () if worker.made_emitter is None else worker.made_emitter.take(event)
 
 
 def current() -> Family:

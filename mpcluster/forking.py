@@ -10,9 +10,7 @@ is given where it is deserved: when the program itself has other threads.
 
 from __future__ import annotations
 
-import collections
 import functools
-import itertools
 import operator
 import os
 import signal
@@ -29,6 +27,7 @@ __all__ = ["EndingError", "allow_beside", "can_fork_sibling", "fork", "fork_sibl
 
 _masked: Final[Callable[[int, Iterable[int]], set[int]]] = interpreter.bare_signal.pthread_sigmask
 _EVERY_SIGNAL: Final = tuple(map(int, signal.valid_signals()))
+_BLOCK, _SETMASK = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
 
 _WARNS: Final = sys.version_info >= (3, 12)
 
@@ -63,9 +62,10 @@ def fork(keep: tuple[int, ...] = ()) -> int:
             child of it could start no thread.
     """
     if _WARNS:
-        if not threading.main_thread().is_alive():
+        if interpreter.main_program_is_over():
             raise EndingError("cannot fork at interpreter shutdown: the main program is over")
-        _warn_of_threads()  # before: where warnings are errors, there is no child then
+        if interpreter.count_known_threads() > 1 + watcher.current().is_running():
+            _warn_of_threads()  # before: where warnings are errors, there is no child then
         sys.audit("os.fork")
     return _fork(_raw_fork, keep)
 
@@ -94,22 +94,28 @@ def _fork(raw_fork: Callable[[], int], keep: tuple[int, ...]) -> int:
     # A signal to the child waits there until the interpreter has forgotten those of its
     # parent, and the handlers that are the master's alone are taken back: a SIGTERM that
     # came before would be forgotten with them, and who sent it would wait for ever.
-    mask = _masked(signal.SIG_BLOCK, _EVERY_SIGNAL)
-    held = interpreter.hold_logging()
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    main_state = None if in_main_thread else interpreter.find_main_state()
+    mask = _masked(_BLOCK, _EVERY_SIGNAL)
+    # What is not needed is not called, here and below: it would be pages to copy.
+    held = interpreter.hold_logging() if "logging" in sys.modules else None
+    main_state = interpreter.find_main_state() if interpreter.needs_main_state() else None
     pid = -1
     try:
-        with descriptors.keep(*keep):
-            pid = raw_fork()
-        return pid
+        pid = descriptors.call_keeping(raw_fork, keep)
+        return pid  # the `finally` looks at it
     finally:
         if pid:  # not in the child: there, logging has made its locks anew
-            interpreter.let_go_of_logging(held)
+            if held:
+                interpreter.let_go_of_logging(held)
         else:
-            interpreter.take_signals(main_state)
-            interpreter.leave_event_loop()
-        _masked(signal.SIG_SETMASK, mask)
+            if main_state is not None:
+                interpreter.take_signals(main_state)
+            interpreter.bare_signal.set_wakeup_fd(-1)
+            if "asyncio.unix_events" in sys.modules:
+                interpreter.leave_event_loop()
+        _masked(_SETMASK, mask)
+
+
+_call: Final[Callable[[Any], object]] = operator.call
 
 
 def _load(system_fork: Callable[[], int]) -> Callable[[], int]:
@@ -130,12 +136,13 @@ def _load(system_fork: Callable[[], int]) -> Callable[[], int]:
     def raw_fork() -> int:
         # No bytecode runs between the three steps: there a signal handler could, and a
         # Ctrl-C would leave the locks of the fork taken, or send the child on its way as a
-        # second master. So `map` chains them: the pid that fork returns chooses the last.
-        pids, choosing = itertools.tee(map(operator.call, (system_fork,)))
-        after = map({0: in_child}.get, choosing, itertools.repeat(in_parent))
-        steps = map(operator.call, itertools.chain((before,), after))
-        collections.deque(steps, maxlen=0)
-        pid: int = next(pids)
+        # second master. So `map` chains them: the pid that fork returns chooses the last,
+        # and is noted with it. (Each type and each object made here is a page for the child to
+        # copy: no others than these few.)
+        made = {0: in_child}
+        after = map(_call, map(made.setdefault, iter(system_fork, None), (in_parent,)))
+        any(map(_call, (before, after.__next__)))
+        pid: int = made.popitem()[0]
         if pid < 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))
@@ -197,8 +204,6 @@ def _tid_address() -> int | None:
 
 
 def _warn_of_threads() -> None:
-    if threading.active_count() <= 1 + watcher.current().is_running():
-        return
     # Called in a callback, the fork leaves the main thread out: that one is the price of
     # death callbacks, not of the program's own threads.
     ours = {threading.current_thread(), threading.main_thread()}

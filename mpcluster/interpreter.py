@@ -24,33 +24,63 @@ import weakref
 from collections.abc import Callable
 from multiprocessing import util
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 __all__ = [
+    "RENEWING_EXIT_FUNCTIONS",
     "at_the_very_end",
     "bare_signal",
     "become_main_thread",
     "before_the_end",
+    "count_exit_functions",
+    "count_known_threads",
     "count_threads",
     "die_of_sigint",
+    "empty_stdin",
     "end_threads",
+    "environ",
+    "environ_data",
     "find_main_state",
     "flush_open_files",
     "flush_std_streams",
     "forget_imports_of_other_threads",
+    "get_handler",
     "hold_logging",
     "leave_event_loop",
     "leave_finalizers",
     "let_go_of_logging",
-    "let_go_of_stdin",
     "main_frame",
+    "main_program_is_over",
+    "needs_main_state",
     "open_std_streams",
     "renew_exit_functions",
     "renew_std_streams",
     "run_exit_functions",
+    "set_handler",
     "take_signals",
 ]
 
+
+# What each child calls is bound by name: a function of Python's that runs there for the first
+# time, or a look-up in a module, writes to several pages, each of which the child has to copy.
+
+#: In a child: forget what the parent had registered with ``atexit``, and register one's own.
+RENEWING_EXIT_FUNCTIONS: Final[tuple[Callable[[], object], ...]] = (
+    atexit._clear,
+    functools.partial(atexit.register, util._exit_function),  # type: ignore[attr-defined]
+)
+#: Run what is registered with ``atexit``, which ``os._exit`` would pass over.
+run_exit_functions: Final[Callable[[], object]] = atexit._run_exitfuncs
+count_exit_functions: Final[Callable[[], int]] = atexit._ncallbacks
+#: Flush ``sys.stdout`` and ``sys.stderr``, whatever they are; as at a process's end.
+flush_std_streams: Final[Callable[[], object]] = util._flush_std_streams  # type: ignore[attr-defined]
+
+set_handler: Final[Callable[[int, Any], Any]] = bare_signal.signal
+get_handler: Final[Callable[[int], Any]] = bare_signal.getsignal
+
+#: ``os.environ``, and what it keeps, by encoded names: beside ``os.putenv``, all of an assignment.
+environ: Final = os.environ
+environ_data: Final[dict[bytes, bytes]] = environ._data  # type: ignore[attr-defined]
 
 _last_exit_functions: list[Callable[[], object]] = []
 
@@ -80,11 +110,6 @@ def before_the_end(function: Callable[[], object]) -> None:
     threading._register_atexit(function)  # type: ignore[attr-defined]
 
 
-def flush_std_streams() -> None:
-    """Flush ``sys.stdout`` and ``sys.stderr``, whatever they are; as at a process's end."""
-    util._flush_std_streams()  # type: ignore[attr-defined]
-
-
 def die_of_sigint() -> None:
     """End as Ctrl-C ends a program, so that a parent sees it, but without a traceback."""
     flush_std_streams()
@@ -94,8 +119,8 @@ def die_of_sigint() -> None:
 
 def renew_exit_functions() -> None:
     """In a child: forget what the parent had registered with ``atexit``."""
-    atexit._clear()
-    atexit.register(util._exit_function)  # type: ignore[attr-defined]
+    for step in RENEWING_EXIT_FUNCTIONS:
+        step()
 
 
 def leave_finalizers() -> None:
@@ -129,11 +154,6 @@ def flush_open_files() -> None:
             pass  # its descriptor was closed behind its back, or nobody reads any more
 
 
-def run_exit_functions() -> None:
-    """Run what is registered with ``atexit``, which ``os._exit`` would pass over."""
-    atexit._run_exitfuncs()
-
-
 def forget_imports_of_other_threads() -> None:
     """In a child: what other threads of the parent were importing, import anew.
 
@@ -154,25 +174,13 @@ def forget_imports_of_other_threads() -> None:
             del sys.modules[name]  # half of it is there
 
 
-class _LockedStdin:
-    """Stands for a ``sys.stdin`` that another thread may have been reading from."""
+@functools.cache
+def empty_stdin() -> io.TextIOWrapper:
+    """Return what a child reads from as its ``sys.stdin``: one object, for all children.
 
-    def __init__(self, stream: io.TextIOWrapper) -> None:
-        self._stream = stream  # kept, for its finalizer would wait for that thread
-
-    def close(self) -> None:
-        """Close the descriptor alone."""
-        os.close(self._stream.fileno())
-
-
-def let_go_of_stdin() -> None:
-    """In a child: let ``multiprocessing`` close stdin without the lock of its buffer.
-
-    A thread that reads a line holds that lock, a fork leaves the thread behind, and to
-    close the stream in the child would wait for it for ever.
+    It stays open for good; all that a process forks inherits it.
     """
-    if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.closed:
-        sys.stdin = _LockedStdin(sys.stdin)
+    return open(os.devnull, encoding="utf-8")
 
 
 def become_main_thread() -> None:
@@ -188,6 +196,12 @@ def become_main_thread() -> None:
 
 
 _NOTES_MAIN_STATE: bool = sys.version_info >= (3, 13)
+_main_ident: Callable[[], int] = getattr(_thread, "_get_main_thread_ident", lambda: 0)
+
+
+def needs_main_state() -> bool:
+    """Has a fork in this thread to see to what :func:`find_main_state` tells of?"""
+    return _NOTES_MAIN_STATE and _thread.get_ident() != _main_ident()
 
 
 @functools.cache
@@ -243,10 +257,9 @@ def take_signals(main_state: int | None) -> None:
 def leave_event_loop() -> None:
     """In a child: signals are no business of the event loop that runs in the parent.
 
-    asyncio lets the interpreter write each signal to a socket that parent and child share,
-    and puts a handler that does nothing in the place of the default.
+    asyncio puts a handler that does nothing in the place of the default. (It also lets the
+    interpreter write each signal to a socket that parent and child share, as others do.)
     """
-    signal.set_wakeup_fd(-1)
     events = sys.modules.get("asyncio.unix_events")
     if events is not None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -255,6 +268,21 @@ def leave_event_loop() -> None:
                 signal.signal(
                     number, signal.default_int_handler if is_interrupt else signal.SIG_DFL
                 )
+
+
+def main_program_is_over() -> bool:
+    """Has the main thread ended, but for its exit functions? 3.12 or later."""
+    main: Any = threading._main_thread  # type: ignore[attr-defined]
+    # As its `is_alive()`, which runs several functions of Python's.
+    return bool(main._handle.is_done() if _HAS_HANDLES else main._is_stopped)
+
+
+_HAS_HANDLES = sys.version_info >= (3, 13)
+
+
+def count_known_threads() -> int:
+    """As ``threading.active_count()``, without waiting for its lock."""
+    return len(threading._active) + len(threading._limbo)  # type: ignore[attr-defined]
 
 
 def count_threads() -> int:

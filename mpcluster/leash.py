@@ -16,25 +16,57 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
+from typing import Final
 
 from mpcluster import descriptors, perprocess
 from mpcluster.logs import logger
 
-__all__ = ["become_root", "hold", "wear"]
+__all__ = ["PUT_ON", "become_root", "cut", "hold", "wear"]
+
+_SIGKILL: Final = int(signal.SIGKILL)
+
+#: The child's one step: ``fcntl(end, PUT_ON, getpid())``.
+PUT_ON: Final = fcntl.F_SETOWN
 
 
 def hold() -> int:
     """Return the read end for a child to be, making the pipe at the first call in a root."""
     mine = perprocess.mine()
+    read_end: int | None = mine.get(__name__)
+    if read_end is not None:
+        return read_end
     with descriptors.opening():
         if __name__ not in mine:
             # The root has a write end as well, which no child keeps.
             mine[__name__], write_end = os.pipe()
             descriptors.own(mine[__name__])
             descriptors.own(write_end)
-        read_end: int = mine[__name__]
+        read_end = mine[__name__]
+        assert read_end is not None
         return read_end
+
+
+def cut() -> int:
+    """In a parent: open the pipe once more, for one child to be, and ask for the signal.
+
+    What a parent does costs less than what each child does, in memory that is not yet its
+    own. It is owned, and so the child has to be let have it; the parent closes its own copy after
+    the fork. The child asks for the signal by :data:`PUT_ON`, and has to look afterwards whether
+    there is anything to be read: then the root master has ended before. It keeps it under the name
+    of this module (:mod:`perprocess`), for its own children.
+
+    Returns:
+        Its number; -1 where there is no /proc.
+
+    Raises:
+        OSError: Out of descriptors.
+    """
+    try:
+        return _open(hold())
+    except FileNotFoundError:
+        return -1
 
 
 def wear() -> None:
@@ -45,21 +77,26 @@ def wear() -> None:
     """
     read_end = perprocess.mine().setdefault(__name__, perprocess.before().get(__name__))
     try:
-        # Never closed: the registration goes with the description. The child has one thread
-        # as yet, so nobody forks in between.
-        own_end = os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_NONBLOCK)
-        descriptors.own(own_end)
+        # Never closed: the registration goes with the description.
+        own_end = _open(read_end)
         fcntl.fcntl(own_end, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(own_end, fcntl.F_SETSIG, int(signal.SIGKILL))
-        fcntl.fcntl(own_end, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     except OSError as error:
         logger().warning("this worker may outlive its master: /proc is needed (%s)", error)
         return
-    try:
-        os.read(own_end, 1)
-    except BlockingIOError:
-        return  # nothing to read: somebody could write
-    os.kill(os.getpid(), signal.SIGKILL)  # it ended before the registration
+    poll = select.poll()
+    poll.register(own_end, select.POLLIN)
+    if poll.poll(0):  # nobody writes, so it ended before the registration
+        os.kill(os.getpid(), _SIGKILL)
+
+
+def _open(read_end: int | None) -> int:
+    """A description of its own for one worker, which is not yet said."""
+    with descriptors.opening():
+        own_end = os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_NONBLOCK)
+        descriptors.own_numbers(own_end)
+    fcntl.fcntl(own_end, fcntl.F_SETSIG, _SIGKILL)
+    fcntl.fcntl(own_end, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+    return own_end
 
 
 def become_root() -> None:
@@ -69,5 +106,5 @@ def become_root() -> None:
     """
     with descriptors.opening():
         read_end: int | None = perprocess.mine().pop(__name__, None)
-        if read_end is not None:
+        if read_end is not None and fcntl.fcntl(read_end, fcntl.F_GETOWN) != os.getpid():
             descriptors.close(read_end)

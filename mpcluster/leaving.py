@@ -12,20 +12,13 @@ import enum
 import os
 import signal
 import sys
-from _thread import get_ident  # the threads' own: gevent's names greenlets
 from collections import deque
 from collections.abc import Callable
-from types import FrameType
-from typing import Final
+from typing import Any, Final, TextIO
 
-from mpcluster import interpreter, watcher
+from mpcluster import interpreter, perprocess, watcher
 
-__all__ = ["Program"]
-
-
-# As numbers, for each child installs a handler.
-_SIGURG: Final = int(signal.SIGURG)
-_DEFAULT: Final = int(signal.SIG_DFL)
+__all__ = ["Program", "run"]
 
 
 class Stage(enum.Enum):
@@ -37,41 +30,59 @@ class Stage(enum.Enum):
     OVER = "over, but for its threads and exit functions"
 
 
-class Program:
-    """The program of this worker.
+#: Under which names a process has what it knows of its program: where that stands, and what it
+#: has ended with by itself.
+_STAGE: Final = f"{__name__}.stage"
+_EXITCODE: Final = f"{__name__}.exitcode"
+_RUNNING, _OVER = Stage.RUNNING, Stage.OVER  # for each child looks them up for the first time
+
+
+def run(mine: dict[str, Any], stdin: TextIO | None, program: Callable[[], object]) -> None:
+    """Run the program of this worker. Only in here may a SystemExit be raised from outside.
 
     Args:
+        mine: What is this process's own.
+        stdin: Its ``sys.stdin``; None leaves that as it is.
+        program: The program.
+    """
+    if stdin is not None:
+        sys.stdin = stdin
+    try:
+        mine[_STAGE] = _RUNNING
+        program()
+        mine[_STAGE] = _OVER
+    except BaseException as error:
+        mine[_STAGE] = _OVER
+        drain = sys.modules.get("mpcluster.drain")  # else: nothing was drained
+        if drain is None or not drain.ended_cleanly(error):
+            mine[_EXITCODE] = _exitcode_of(error)
+            raise
+
+
+class Program:
+    """How the program of this worker is reached. Made when somebody wants to.
+
+    Args:
+        main: The ident of its main thread.
         flush: Hands to the kernel what this process has sent; called at an abrupt end.
         urgent: Called in the watcher's thread when a SIGURG came that ends nothing.
         grace: Seconds that the main thread gets to follow a SystemExit.
     """
 
     def __init__(
-        self, flush: Callable[[], object], urgent: Callable[[], object], grace: float
+        self,
+        main: int,
+        flush: Callable[[], object],
+        urgent: Callable[[], object],
+        grace: float,
     ) -> None:
+        #: The ident of its main thread.
+        self.main = main
         self._flush = flush
         self._urgent = urgent
         self._grace = grace
-        self._pid = os.getpid()
-        #: The ident of its main thread: this is made in there.
-        self.main = get_ident()
-        self._stage = Stage.BEFORE
         self._ending = False
-        self._exitcode = 0  # what it ends with by itself
         self._probes: deque[Callable[[], object]] = deque()
-
-    def run(self, run: Callable[[], object]) -> None:
-        """Run it. Only in here may a SystemExit be raised from outside."""
-        try:
-            self._stage = Stage.RUNNING
-            run()
-            self._stage = Stage.OVER
-        except BaseException as error:
-            self._stage = Stage.OVER
-            drain = sys.modules.get("mpcluster.drain")  # else: nothing was drained
-            if drain is None or not drain.ended_cleanly(error):
-                self._exitcode = _exitcode_of(error)
-                raise
 
     def end(self) -> None:
         """End it in its main thread, with exit code 0; at the latest after the grace."""
@@ -88,7 +99,7 @@ class Program:
             os._exit(code)
 
     def _end_with_own_code(self) -> None:
-        self.end_at_once(self._exitcode)
+        self.end_at_once(perprocess.mine().get(_EXITCODE, 0))
 
     def probe(self, alive: Callable[[], object]) -> None:
         """Call ``alive()`` from the main thread, or from the event loop that runs in it.
@@ -98,27 +109,18 @@ class Program:
         self._probes.append(alive)
         signal.pthread_kill(self.main, signal.SIGURG)
 
-    def handle_sigurg(self) -> None:
-        """Let SIGURG reach this program, unless it has a use for it."""
-        bare = interpreter.bare_signal
-        present = bare.getsignal(_SIGURG)
-        inherited = isinstance(getattr(present, "__self__", None), Program)
-        if inherited or present in (_DEFAULT, None):
-            # Not with `siginterrupt(SIGURG, False)`: the kernel would go on with a wait for
-            # a lock as if nothing had come, and the main thread never run the handler.
-            bare.signal(_SIGURG, self._on_sigurg)
-
-    def _on_sigurg(self, _signum: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            return  # a child of this worker that is none itself
+    def on_sigurg(self) -> None:
+        """The main thread is interrupted: end it, or what else that was for."""
         while self._probes:
             _call_from_loop(self._probes.popleft())
+        mine = perprocess.mine()
+        stage = mine.get(_STAGE, Stage.BEFORE)
         if not self._ending:
             watcher.current().call_soon(self._urgent)
-        elif self._stage is Stage.RUNNING:
-            self._stage = Stage.ASKED  # once: what cleans up is not interrupted again
+        elif stage is Stage.RUNNING:
+            mine[_STAGE] = Stage.ASKED  # once: what cleans up is not interrupted again
             sys.exit(0)
-        elif self._stage is not Stage.ASKED:
+        elif stage is not Stage.ASKED:
             self._end_with_own_code()
 
 

@@ -6,7 +6,8 @@ sent is delivered before its death is told, for at the moment of death all of it
 this side's end of the channel.
 
 A worker that only runs and ends says one thing, that it runs; that is understood here. For
-more, either way, there is :mod:`mpcluster.downstream`.
+more, either way, there is :mod:`mpcluster.downstream`. And one of which nobody hears anything has
+no life here at all, until somebody does (:meth:`ClusterProcess.wake`).
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ __all__ = ["Life"]
 #: Seconds after which a worker is told a second time that it shall leave; then twice that.
 FIRST_KNOCK: Final = 0.1
 
-#: The events by which a worker is heard before its end.
-_SAID: Final = ("online", "listening", "message", "disconnect")
+#: In the place of the number of a channel: it is closed, and this is told or is not yet.
+_LOST: Final = -1
+_CLOSED: Final = -2
 
 #: Seconds that `close()` waits for the watcher when that is in a callback.
 CLOSE_PATIENCE: Final = 1.0
@@ -69,9 +71,11 @@ class Life:
         self._fork_told = False
         self._told_to_end = False  # and the watcher holds the process no longer
         self._timers: list[watcher.Timer] = []
-        self._fd = popen.connection  # this side's end of the channel; -1 when it is closed
+        self._fd = popen.connection  # this side's end of the channel; or one of those below 0
+        self._has_run = False  # it had said so, and its channel is closed
         self._downstream: Downstream | None = None
         self._listening = False  # is `_fd` watched?
+        self._is_watched = False  # is the sentinel?
         # Guards the one making of `_downstream` out of `_fd`, the closing of either, and the
         # first registration of both descriptors: a death cannot be taken in between. Taken by
         # the thread that starts, by those that send (a signal handler may, too), and by the
@@ -81,6 +85,15 @@ class Life:
         # the watcher (all else) do. Nothing is called under it. Re-entrant for the sake of
         # signal handlers, which may well call `disconnect()`.
         self._stepping = threading.RLock()
+
+    @classmethod
+    def over(
+        cls, process: ClusterProcess, popen: Popen, settings: Settings, relatives: Family
+    ) -> Life:
+        """One that is over, with nobody to be told: what is asked of it comes too late."""
+        life = cls(process, popen, settings, relatives)
+        life._fd = _LOST
+        return life
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._name}: {self.state.value}>"
@@ -94,31 +107,21 @@ class Life:
             self.listen()
         return self._fd >= 0
 
-    def begin(self, rings: int) -> None:
+    def begin(self) -> None:
         """Watch it from now on. The last step of its start: `fork` is told next.
 
         Nobody is woken for it: `fork` is told when somebody hears it, or with the next event.
-        And where nobody hears anything of it, its channel is not watched either, until
-        somebody does or the worker has more to say than that it runs: that waits there.
-
-        Args:
-            rings: The watcher's count from before the fork.
 
         Raises:
             OSError: The system has no room to watch it.
         """
         the_watcher, process = watcher.current(), self._process
         self._popen.watch()
+        self._is_watched = True
         with self._making:
-            the_watcher.when_woken(self._fd, self.listen)
-            # It may have rung already, and nobody have known yet whose bell that was.
-            has_rung = the_watcher.rings != rings or not self._popen.has_bell
-            if process.is_forked or self._downstream is not None or has_rung:
-                self.listen()
+            self.listen()
             the_watcher.add(self._popen.sentinel, self._on_end)
         # From here on a new subscriber finds it watched.
-        if any(self._family.hears(process, event) for event in _SAID):
-            self.listen()
         if self._family.hears(process, "fork"):
             the_watcher.call_soon(self.tell_of_fork)
 
@@ -134,17 +137,6 @@ class Life:
             talks = self._downstream is not None
             events = watcher.READABLE | watcher.WRITABLE if talks else watcher.READABLE
             watcher.current().add(self._fd, self._on_ready, events)
-
-    def look(self) -> WorkerState:
-        """Where it stands, with what it has said and nobody has heard yet."""
-        if self._listening or self.state is not WorkerState.STARTING or os.getpid() != self._owner:
-            return self.state
-        with self._making:
-            if self._fd < 0:
-                return self.state
-            runs = _peek(self._fd, len(ONLINE)) == ONLINE
-        self.listen()
-        return WorkerState.ONLINE if runs else self.state
 
     def abandon(self) -> None:
         """It cannot be watched and was killed: go through its end all the same."""
@@ -254,6 +246,11 @@ class Life:
 
     def _take_in(self) -> bool:
         """Take in what is there on the channel; returns whether there was anything."""
+        if self._fd == _CLOSED:
+            has_run, self._has_run = self._has_run, False
+            if has_run:
+                self.come_online()
+            return has_run
         if self._downstream is None:
             first = _peek(self._fd, len(ONLINE))
             if first is None:
@@ -272,14 +269,27 @@ class Life:
         if self.is_over():
             return
         self.tell_of_fork()
-        while self._fd >= 0 and self._take_in():
+        while self._fd != _LOST and self._take_in():
             pass
         self.lose_channel()
         if self.is_over():
             return  # a callback has closed it, and this was gone through within
+        self._finish()
+
+    def tell_of_past(self, *, has_run: bool) -> None:
+        """It is over, nobody has heard of it: tell of its life from the beginning.
+
+        Args:
+            has_run: It had said so.
+        """
+        self._fd, self._has_run = _CLOSED, has_run
+        self._on_end(0)
+
+    def _finish(self) -> None:
         self._popen.poll()
-        watcher.current().remove(self._popen.sentinel)
-        self._popen.release()
+        if self._is_watched:
+            watcher.current().remove(self._popen.sentinel)
+            self._popen.release()
         try:
             self._process.is_alive()  # multiprocessing forgets it, and its descriptor goes
         except ValueError:
@@ -308,12 +318,13 @@ class Life:
     def lose_channel(self) -> None:
         """Close the channel, if it is open: `disconnect` is told."""
         with self._making:
-            fd, self._fd = self._fd, -1
-        if fd >= 0:
-            watcher.current().remove(fd)
+            fd, self._fd = self._fd, _LOST
+        if fd != _LOST:
             if self._downstream is not None:
+                watcher.current().remove(fd)
                 self._downstream.close()
-            else:
+            elif fd != _CLOSED:
+                watcher.current().remove(fd)
                 descriptors.close(fd)
             self.step(Step.DISCONNECT)
             self.emit("disconnect")

@@ -8,15 +8,20 @@ that the child has to copy: some 25 µs, at every fork.
 from __future__ import annotations
 
 import os
+from _thread import get_ident
 from typing import Any
 
-__all__ = ["before", "mine"]
+__all__ = ["before", "begin_with", "bequests", "mine"]
 
 _mine: dict[str, Any] = {}
 
 #: What the processes before this one had, the parent's last. Kept, for its finalizers would
 #: close numbers which mean something else in this process.
 _inherited: list[dict[str, Any]] = []
+
+#: What the child of a fork begins with, by the thread that is about to make it. That one puts it
+#: in, and takes it out in the parent.
+bequests: dict[int, dict[str, Any]] = {}
 
 
 def mine() -> dict[str, Any]:
@@ -29,10 +34,17 @@ def before() -> dict[str, Any]:
     return _inherited[-1] if _inherited else {}
 
 
+def begin_with(belongings: dict[str, Any]) -> None:
+    """In a child that was bequeathed nothing: have these."""
+    global _mine
+    _mine = belongings
+
+
 def _after_fork_in_child() -> None:
     global _mine
     _inherited.append(_mine)
-    _mine = {}
+    _mine = bequests.get(get_ident()) or {}
+    bequests.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -10,20 +10,33 @@ the watcher among them, may look at once. And a child that somebody else has rea
 
 from __future__ import annotations
 
-import fcntl
+import _socket
+import operator
 import os
 import select
 import signal
-import socket
 import struct
 import sys
-import threading
+from _thread import RLock, get_ident
+from collections.abc import Callable
+from fcntl import fcntl, ioctl
+from functools import partial
 from multiprocessing import popen_fork
-from typing import Any, Final, Protocol
+from os import _exit as leave
+from os import getpid, write
+from typing import Any, Final, Protocol, TypeAlias
 
-from mpcluster import descriptors, forking, interpreter, leash, watcher
+from mpcluster import descriptors, forking, interpreter, leash, perprocess, watcher
+from mpcluster.greeting import ONLINE
+from mpcluster.interpreter import (
+    count_exit_functions,
+    environ_data,
+    flush_std_streams,
+    run_exit_functions,
+)
+from mpcluster.leash import PUT_ON
 
-__all__ = ["UNKNOWN_EXITCODE", "Popen", "own_pidfd"]
+__all__ = ["AT_END", "UNKNOWN_EXITCODE", "WORKER_ID_VARIABLE", "Heritage", "Popen", "own_pidfd"]
 
 #: The exit code of a child whose status somebody else has taken, on kernels that do not
 #: keep it (before 6.15); the same number as asyncio's child watchers give.
@@ -34,12 +47,45 @@ UNKNOWN_EXITCODE: Final = 255
 _LONGEST: Final = 2**31 - 1
 
 
+#: As CPython's own Popen of that version does.
+_RENEWS_EXIT_FUNCTIONS: Final = sys.version_info >= (3, 13)
+
+_LEASH: Final = leash.__name__
+
+#: Under which name a child may have among its own what is to be called when its program is over.
+AT_END: Final = f"{__name__}.at_end"
+
+
+#: What a child begins with. Its parent makes it, before the fork, for whatever a child writes to,
+#: if only to count a reference, is memory to copy. Dearest is a function of Python's that it is the
+#: first to run, then a look-up in a module; next to nothing costs what `partial` makes ready.
+Heritage: TypeAlias = tuple[
+    dict[str, Any],  # what is its own, by name: :mod:`perprocess`
+    tuple[Callable[[], object], ...],  # steps, to be called one after the other
+    bytes,  # its number
+    Callable[[], object],  # what it shall ``run()``
+    Callable[[], object] | None,  # to be called when it has said that it runs
+]
+
+#: Set in a worker's environment, for logs. Which process is a worker is never read from it.
+WORKER_ID_VARIABLE: Final = "MPCLUSTER_WORKER_ID"
+_WORKER_ID: Final = os.fsencode(WORKER_ID_VARIABLE)
+_NUMBERING: Final[tuple[Callable[[bytes], object], ...]] = (
+    partial(os.putenv, _WORKER_ID),
+    partial(operator.setitem, environ_data, _WORKER_ID),
+)
+
+
 class Child(Protocol):
-    """What Popen needs of the process object, in the child."""
+    """What Popen needs of the process object."""
+
+    run: Callable[[], object]
+
+    def _bequeath(self, connection: int) -> Heritage: ...
+
+    def _attend(self) -> None: ...
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int: ...
-
-    def _inherit(self, connection: int) -> None: ...
 
 
 class Popen(popen_fork.Popen):
@@ -53,41 +99,67 @@ class Popen(popen_fork.Popen):
     method = "fork"
     sentinel: int
     connection: int
-    finalizer: Any  # called by the base class's `close`
+    _open_sentinels: list[int] | tuple[()] = ()  # one, until it is closed
     #: The child has its parent's bell: its channel need not be watched until it rings.
     has_bell = True
+    _watched = _close_wanted = False  # guarded by `reaping`
+    #: Called once by who has seen the end, unless it is taken away under `reaping` before. It
+    #: is called under `reaping` as well, and returns what is to be called after it.
+    on_end: Callable[[], Callable[[], object]] | None = None
 
     def _launch(self, process_obj: Child) -> None:
         self._begin()
-        with descriptors.opening():
-            # As `multiprocessing.Pipe` does, whose module brings a lot of others along.
-            ours, theirs = (end.detach() for end in socket.socketpair())
-            descriptors.own(ours)
-            descriptors.own(theirs)
+        opened: tuple[int, ...] = ()
         try:
-            parent_sentinel = own_pidfd()
+            with descriptors.opening():
+                # The bare call: `socket`'s own, and `Pipe`, bring a lot of others along.
+                ours, theirs = opened = tuple(end.detach() for end in _socket.socketpair())
+                descriptors.own_numbers(ours, theirs)
+                parent_sentinel = own_pidfd()
+                end = leash.cut()
+                opened = (ours, theirs, end)
+            poll = select.poll()
+            poll.register(theirs, select.POLLIN)
+            the_watcher = watcher.current()
             # The watcher counts when it is in the middle of a call; the child can tell.
-            threaded = interpreter.count_threads() > watcher.current().is_running()
-            keep = (theirs, parent_sentinel, leash.hold(), watcher.current().bell)
-            pid = forking.fork(keep)
-            if pid == 0:
-                self.run_child(process_obj, theirs, parent_sentinel, threaded=threaded)
+            threaded = interpreter.count_threads() > the_watcher.is_running()
+            heritage = process_obj._bequeath(theirs)  # noqa: SLF001
+            mine = heritage[0]
+            if end >= 0:
+                mine[_LEASH] = end
+                poll.register(end, select.POLLIN)
+            me = get_ident()
+            perprocess.bequests[me] = mine
+            try:
+                pid = forking.fork((theirs, parent_sentinel, end, the_watcher.bell))
+                if pid == 0:
+                    threaded = threaded or the_watcher.calls_under_way > 0
+                    _be_child(
+                        process_obj,
+                        heritage,
+                        theirs,
+                        parent_sentinel,
+                        poll,
+                        end=end,
+                        threaded=threaded,
+                    )
+            finally:
+                del perprocess.bequests[me]
         except BaseException:
             if os.getpid() != self._owner:
                 os._exit(1)  # a Ctrl-C just after the fork: no second master goes on here
-            descriptors.close(ours)
-            descriptors.close(theirs)
+            descriptors.close_numbers(*opened)
             raise
-        descriptors.close(theirs)
+        descriptors.close_numbers(theirs, end)
         self._adopt(pid, ours)
 
     def _begin(self) -> None:
         self._owner = os.getpid()
-        # Guards `returncode` and the one waitpid that may succeed. Taken by any thread
-        # that looks at the child; nothing but waitpid(WNOHANG) happens under it. Re-entrant,
-        # for a signal handler may look too. A forked child never takes it: there, `poll`
-        # sees that the child is not its own.
-        self._reaping = threading.RLock()
+        # Guards `returncode` and the one waitpid that may succeed, and `on_end`. Taken by any
+        # thread that looks at the child; nothing but waitpid(WNOHANG) and a look at the channel
+        # happens under it. Re-entrant, for a signal handler may look too. A forked child never
+        # takes it: there, `poll` sees that the child is not its own.
+        self.reaping = RLock()
 
     def _adopt(self, pid: int, ours: int) -> None:
         """Hold the child that was forked.
@@ -100,40 +172,22 @@ class Popen(popen_fork.Popen):
         try:
             with descriptors.opening():
                 self.sentinel = _open_sentinel(pid)
-                descriptors.own(self.sentinel)
+                descriptors.own_numbers(self.sentinel)
         except OSError:  # out of descriptors: a child that nobody can watch must not live
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             descriptors.close(ours)
             raise
-        self.finalizer = _Closing(self._owner, self.sentinel)
-        self._watched = self._close_wanted = False  # guarded by `_reaping`, too
+        self._open_sentinels = [self.sentinel]
 
     @staticmethod
     def run_child(process_obj: Child, connection: int, sentinel: int, *, threaded: bool) -> None:
-        """In the child: be that process, to its end. Does not return."""
-        code = 1
-        try:
-            if sys.version_info >= (3, 13):  # as CPython's own Popen of that version
-                interpreter.renew_exit_functions()
-            interpreter.become_main_thread()
-            interpreter.forget_imports_of_other_threads()
-            interpreter.let_go_of_stdin()
-            if threaded or watcher.was_calling():
-                interpreter.renew_std_streams()
-            process_obj._inherit(connection)  # noqa: SLF001
-            code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
-        except KeyboardInterrupt:
-            interpreter.die_of_sigint()  # before its program began
-        except BaseException:  # noqa: BLE001
-            import traceback
-
-            traceback.print_exc()  # the base class prints those of the program
-        finally:
-            if sys.version_info >= (3, 13):
-                interpreter.run_exit_functions()
-                interpreter.flush_std_streams()
-            os._exit(code)
+        """In a child for which nothing is prepared: be that process. Does not return."""
+        heritage = process_obj._bequeath(connection)  # noqa: SLF001
+        perprocess.begin_with(heritage[0])
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        _be_child(process_obj, heritage, connection, sentinel, poll, end=-1, threaded=threaded)
 
     # -- the parent ------------------------------------------------------------------------
 
@@ -142,12 +196,20 @@ class Popen(popen_fork.Popen):
 
         With ``flag=0`` it waits for the end, as the base class does.
         """
-        if self.returncode is None and os.getpid() == self._owner:
+        is_through = self.returncode is not None and self.on_end is None
+        if not is_through and os.getpid() == self._owner:
             if not flag & os.WNOHANG:
                 self._ended(None)
-            with self._reaping:
+            with self.reaping:
                 if self.returncode is None:
                     self.returncode = self._reap()
+                note = then = None
+                if self.returncode is not None:
+                    note, self.on_end = self.on_end, None
+                if note is not None:
+                    then = note()
+            if then is not None:
+                then()
         return self.returncode
 
     def _reap(self) -> int | None:
@@ -169,12 +231,12 @@ class Popen(popen_fork.Popen):
 
     def watch(self) -> None:
         """From now on the watcher waits for the sentinel, so it is not closed."""
-        with self._reaping:
+        with self.reaping:
             self._watched = True
 
     def release(self) -> None:
         """The watcher is done with it; do what :meth:`close` has left."""
-        with self._reaping:
+        with self.reaping:
             self._watched = False
             wanted = self._close_wanted
         if wanted:
@@ -183,11 +245,30 @@ class Popen(popen_fork.Popen):
     def close(self) -> None:
         """Close the sentinel, at once or as soon as nobody watches it any more."""
         if os.getpid() == self._owner:
-            with self._reaping:
+            with self.reaping:
                 self._close_wanted = True
                 if self._watched:
                     return
-        super().close()
+            self._close_sentinel()
+
+    def __del__(self) -> None:
+        try:
+            if os.getpid() == self._owner:  # in a child it is closed long since
+                self._close_sentinel()
+        except Exception:  # noqa: BLE001  # the interpreter is going, its modules are gone
+            pass
+
+    def _close_sentinel(self) -> None:
+        # `pop` gives it to one caller, whatever their threads. Neither a `util.Finalize` nor a
+        # `weakref.finalize` does this: at the end of the process the main thread runs those, and
+        # the watcher may fork at that very moment. A sentinel that it has just opened would be
+        # closed under its hands, and its number be the next thing's.
+        sentinels = self._open_sentinels
+        if sentinels:
+            try:
+                descriptors.close_numbers(sentinels.pop())
+            except IndexError:
+                pass  # another thread was quicker
 
     def _ended(self, timeout: float | None) -> bool:
         poll = select.poll()
@@ -209,35 +290,71 @@ class Popen(popen_fork.Popen):
     _send_signal = send_signal  # as the base class calls it
 
 
-class _Closing:
-    """Closes a sentinel once: when it is called, or when nobody holds it any more.
+def _be_child(  # noqa: C901, PLR0912  # one function: each would be pages to copy
+    process_obj: Child,
+    heritage: Heritage,
+    connection: int,
+    sentinel: int,
+    poll: select.poll,
+    *,
+    end: int,
+    threaded: bool,
+) -> None:
+    """In the child: be that process, to its end. Does not return.
 
-    Neither a `util.Finalize` nor a `weakref.finalize`. At the end of the process the main
-    thread runs those, and the watcher may fork at that very moment: a sentinel that it has
-    just opened would be closed under its hands, and its number be the next thing's. (And
-    the latter costs a start as much as the pidfd itself.)
+    Args:
+        process_obj: The process to be.
+        heritage: What it begins with.
+        connection: This side's end of the channel.
+        sentinel: What becomes readable when the parent ends.
+        poll: Finds the channel ready, or the leash, where that needs to be looked after.
+        end: The leash that was cut for it; -1 where it has to do that itself.
+        threaded: A thread that did not come along may have been in the middle of something.
     """
-
-    __slots__ = ("_owner", "_sentinel")
-
-    def __init__(self, owner: int, sentinel: int) -> None:
-        self._owner = owner
-        self._sentinel = [sentinel]  # `pop` gives it to one caller, whatever their threads
-
-    def __call__(self) -> None:
-        if os.getpid() != self._owner:
-            return  # in a child it is closed long since
+    code = 1
+    try:
+        if end >= 0:
+            fcntl(end, PUT_ON, getpid())
+        else:
+            leash.wear()
+        mine, steps, number, run, settle = heritage
+        for step in steps:
+            step()
+        for name in _NUMBERING:
+            name(number)
+        if threaded:
+            interpreter.become_main_thread()
+            interpreter.forget_imports_of_other_threads()
+            interpreter.renew_std_streams()
+        process_obj.run = run
         try:
-            sentinel = self._sentinel.pop()
-        except IndexError:
-            return
-        descriptors.close(sentinel)
+            write(connection, ONLINE)
+        except OSError:
+            pass  # the parent is gone already
+        if settle is not None:
+            settle()
+        for ready, _ in poll.poll(0):
+            if ready == end:
+                os.kill(os.getpid(), signal.SIGKILL)  # the master ended before it was put on
+            # The signal that goes with it came, maybe, before there was a handler.
+            process_obj._attend()  # noqa: SLF001
+        code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
+        at_end = mine.get(AT_END)
+        if at_end is not None:
+            at_end()
+    except KeyboardInterrupt:
+        interpreter.die_of_sigint()  # before its program began
+    except BaseException:  # noqa: BLE001
+        import traceback
 
-    def __del__(self) -> None:
-        try:
-            self()
-        except Exception:  # noqa: BLE001  # the interpreter is going, its modules are gone
-            pass
+        traceback.print_exc()  # the base class prints those of the program
+    finally:
+        if _RENEWS_EXIT_FUNCTIONS:
+            more_than_its_own = count_exit_functions() > 1
+            run_exit_functions()
+            if more_than_its_own:  # which may have printed something
+                flush_std_streams()
+        leave(code)
 
 
 def _open_sentinel(pid: int) -> int:
@@ -275,7 +392,7 @@ def _status_of_reaped(pidfd: int) -> int | None:
     """Return the wait status of a process that is reaped already, where the kernel keeps it."""
     request = struct.pack("=Q", _INFO_EXIT).ljust(64, b"\0")
     try:
-        answer = fcntl.ioctl(pidfd, _GET_INFO, request)
+        answer = ioctl(pidfd, _GET_INFO, request)
     except OSError:
         return None
     mask, status = struct.unpack_from("=Q", answer)[0], struct.unpack_from("=i", answer, 60)[0]

@@ -6,33 +6,64 @@ happens to it, the watcher's thread takes in: :mod:`mpcluster.life`.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import functools
 import os
 import signal as _signal
+import sys
 import weakref
+from _thread import get_ident  # the threads' own: gevent's names greenlets
 from collections.abc import Callable, Iterable, Mapping
+from fcntl import ioctl
+from functools import partial
 from multiprocessing import context
+from termios import FIONREAD
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
-from mpcluster import arguments, descriptors, family, leash, watcher, workerside
+from mpcluster import arguments, descriptors, family, watcher, workerside
 from mpcluster.errors import NotMasterError
 from mpcluster.events import Callback, Emitter
+from mpcluster.greeting import ONLINE
+from mpcluster.interpreter import (
+    RENEWING_EXIT_FUNCTIONS,
+    empty_stdin,
+    environ,
+    get_handler,
+    set_handler,
+)
+from mpcluster.leaving import run
 from mpcluster.life import Life
-from mpcluster.popen import Popen
+from mpcluster.popen import WORKER_ID_VARIABLE, Heritage, Popen
 from mpcluster.states import WorkerState
+from mpcluster.workerside import on_sigurg
 
 if TYPE_CHECKING:
     from mpcluster import messages
     from mpcluster.post import Post
 
-__all__ = ["WORKER_ID_VARIABLE", "ClusterProcess"]
+__all__ = ["ClusterProcess"]
 
 C = TypeVar("C", bound=Callback)
 
-#: Set in a worker's environment, for logs. Which process is a worker is never read from it.
-WORKER_ID_VARIABLE: Final = "MPCLUSTER_WORKER_ID"
+_NO_SIZE: Final = bytes(4)
+_STDIN: Final = f"{__name__}.stdin"
+_WORKERSIDE: Final = workerside.__name__
+
+# Steps of a child, all of them C's and all made here, so that they lie together in memory.
+_STEPS: Final[tuple[Callable[[], object], ...]] = (
+    tuple(map(partial, RENEWING_EXIT_FUNCTIONS)) if sys.version_info >= (3, 13) else ()
+)
+# Not with `siginterrupt(SIGURG, False)`: the kernel would go on with a wait for a lock as if
+# nothing had come, and the main thread never run the handler.
+_SIGURG: Final = int(_signal.SIGURG)
+_NOT_THE_PROGRAMS: Final = (int(_signal.SIG_DFL), None, on_sigurg)
+_STEPS_AND_SIGURG: Final[tuple[Callable[[], object], ...]] = (
+    *_STEPS,
+    partial(set_handler, _SIGURG, on_sigurg),
+)
+_WITHOUT_STDIN: Final[tuple[Callable[[], object], ...]] = (
+    partial(setattr, sys, "stdin", None),
+    partial(setattr, sys, "__stdin__", None),
+)
 
 
 class ClusterProcess(context.ForkProcess):
@@ -56,6 +87,19 @@ class ClusterProcess(context.ForkProcess):
     #: watcher's thread. Its place there goes with it into the child.
     overseer: Callable[..., object] | None = None
     post: Post | None = None
+    #: Made by ``fork()``: its events are kept even if the program keeps no object.
+    is_forked = False
+    #: Its own callbacks, once there was one.
+    made_emitter: Emitter | None = None
+
+    # Defaults, so that a start has less to do.
+    _env: Mapping[str, str] | None = None
+    _cwd: str | None = None
+    _share_ports = False
+    _id: int | None = None
+    _life: Life | None = None
+    #: When it has ended and nobody has heard of it: had it said that it runs?
+    _has_run: bool | None = None
 
     if TYPE_CHECKING:  # of BaseProcess, which typeshed leaves out
         _closed: bool
@@ -78,16 +122,13 @@ class ClusterProcess(context.ForkProcess):
         share_ports: bool = False,
     ) -> None:
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
-        self._env = arguments.environment(env)
-        self._cwd = arguments.directory(cwd)
-        self._share_ports = bool(share_ports)
-        self._id: int | None = None
-        self._life: Life | None = None
+        if env is not None:
+            self._env = arguments.environment(env)
+        if cwd is not None:
+            self._cwd = arguments.directory(cwd)
+        if share_ports:
+            self._share_ports = True
         self._family = family.current()
-        self._settings = self._family.settings
-        #: Made by ``fork()``: its events are kept even if the program keeps no object.
-        self.is_forked = False
-        self.emitter = Emitter(family.WORKER_EVENTS, _subscription_to(self))
 
     @staticmethod
     def _Popen(process_obj: ClusterProcess) -> Popen:  # type: ignore[override]  # noqa: N802
@@ -103,12 +144,21 @@ class ClusterProcess(context.ForkProcess):
     @property
     def state(self) -> WorkerState:
         """Where it stands in its life, as far as this process has been told."""
-        return WorkerState.NEW if self._life is None else self._life.look()
+        self.look_after_unheard()
+        if self._life is not None:
+            return self._life.state
+        if self._has_run is not None:
+            return WorkerState.DEAD
+        popen = self._popen
+        if popen is None:
+            return WorkerState.NEW
+        return WorkerState.ONLINE if self._is_asleep() and _said(popen) else WorkerState.STARTING
 
     @property
     def is_connected(self) -> bool:
         """Is the channel to it open?"""
-        return self._life is not None and self._life.is_connected
+        life = self.rouse()
+        return life is not None and life.is_connected
 
     @property
     def is_dead(self) -> bool:
@@ -152,57 +202,158 @@ class ClusterProcess(context.ForkProcess):
             self._id = next(self._family.ids)
         if self._share_ports:
             family.load_upward()
-        rings = watcher.current().rings  # a watcher that cannot be had fails now or never
-        with self._family.forking() if self.is_forked else contextlib.nullcontext():
-            super().start()
-            assert self._popen is not None
-            assert self._id is not None
-            try:
-                self._life = Life(self, self._popen, self._settings, self._family)
-            except OSError:  # out of descriptors: a child that nobody can watch must not live
-                self._popen.kill()
-                self._popen.wait()
-                descriptors.close(self._popen.connection)
-                self.is_alive()  # multiprocessing forgets it, and its sentinel goes
-                raise
-            self._family.workers[self._id] = self
+        the_watcher = watcher.current()  # that cannot be had now or never
+        rings = the_watcher.rings
+        if self.is_forked:
+            with self._family.forking():
+                self._launch()
+        else:
+            self._launch()
+        # Nobody is woken for it, and no more is done, if nobody hears anything of it.
+        is_minded = the_watcher.when_woken(self._family.rouse)
+        if not (is_minded and the_watcher.rings == rings) or self._is_heard():
+            self.rouse()
+
+    def _launch(self) -> None:
+        super().start()
+        popen = self._popen
+        assert popen is not None
+        assert self._id is not None
+        popen.on_end = self._note_end
+        self._family.workers[self._id] = self
+        if popen.returncode is not None:
+            popen.poll()  # another thread was quick to look
+
+    def _is_heard(self) -> bool:
+        assert self._popen is not None
+        return (
+            self.is_forked
+            or self.made_emitter is not None
+            or self._share_ports
+            or self.overseer is not None
+            or not self._popen.has_bell
+            or self._family.hears_anything()
+        )
+
+    # -- while nobody hears of it --------------------------------------------------------------
+    #
+    # Most plain processes are started and joined, and nothing else. Such a one has no life in the
+    # watcher's thread: who joins it takes in its end. It gets one with the first subscription
+    # or message, when it rings, or by itself soon (`Watcher.when_woken`). Which of the two comes
+    # first is decided under `Popen.reaping`.
+
+    def rouse(self) -> Life | None:
+        """Let the watcher look after it, if that is to be; return its life. Any thread.
+
+        Raises:
+            OSError: The system has no room to watch it; it was killed.
+        """
+        popen = self._popen
+        if popen is None or not self._is_asleep():
+            return self._life
+        with popen.reaping:
+            on_end, popen.on_end = popen.on_end, None
+            if on_end is None:
+                # Another thread has been here.
+                return self._life
+            self._life = Life(self, popen, self._settings, self._family)
+        self._begin_life()
+        return self._life
+
+    def _is_asleep(self) -> bool:
+        popen = self._popen
+        return popen is not None and popen.on_end is not None and self._parent_pid == os.getpid()
+
+    def _begin_life(self) -> None:
+        popen, life = self._popen, self._life
+        assert popen is not None
+        assert life is not None
         try:
-            self._life.begin(rings)
+            life.begin()
         except OSError:
-            self._popen.kill()
-            self._popen.wait()
-            self._life.abandon()
+            popen.kill()
+            popen.wait()
+            life.abandon()
             raise
 
-    # -- in the child ----------------------------------------------------------------------
+    def look_after_unheard(self) -> None:
+        """If it has ended with nobody hearing of it, take that in. Any thread."""
+        if self._popen is not None and self._is_asleep():
+            self._popen.poll()
 
-    def _inherit(self, connection: int) -> None:
-        """First of all in the child: become a worker."""
-        leash.wear()
-        assert self._id is not None
-        myself = workerside.enter(self._id, connection, self._settings, self.post)
+    def _note_end(self) -> Callable[[], object]:
+        """It is reaped, and all that it has said lies in the channel. Under `Popen.reaping`."""
+        popen = self._popen
+        assert popen is not None
+        size = _said(popen)
+        if size > len(ONLINE):
+            self._life = Life(self, popen, self._settings, self._family)
+            return self._begin_life
+        self._has_run = size > 0
+        return self._end_unheard
+
+    def _end_unheard(self) -> None:
+        assert self._popen is not None
+        descriptors.close_numbers(self._popen.connection)
+        self._family.bury_unheard(self)
+
+    def tell_of_past(self) -> None:
+        """Somebody hears of it now, after its end. In the watcher's thread."""
+        popen = self._popen
+        if popen is not None and self._life is None and self._has_run is not None:
+            self._life = Life(self, popen, self._settings, self._family)
+            self._life.tell_of_past(has_run=self._has_run)
+
+    # -- the child ---------------------------------------------------------------------------
+
+    def _bequeath(self, connection: int) -> Heritage:
+        """Before the fork: make ready what the child begins with."""
+        number = self._id
+        assert number is not None
+        # The thread that forks is the child's main thread.
+        papers: workerside.Papers = number, connection, self._settings, self.post, get_ident()
+        mine: dict[str, Any] = {_WORKERSIDE: papers}
+        steps = _STEPS
+        if get_handler(_SIGURG) in _NOT_THE_PROGRAMS:
+            steps = _STEPS_AND_SIGURG
+        stdin = sys.stdin
+        if stdin is not None:
+            # As `_bootstrap` would do it. That makes an object for each child, and closes the
+            # old one, whose lock a thread may hold that does not come along: so it is kept.
+            mine[_STDIN] = stdin
+            stdin = empty_stdin()
+            steps += _WITHOUT_STDIN
+        is_special = self._env or self._cwd or self._share_ports or self.post
+        settle = self._settle if is_special or os.environ is not environ else None
         # What `_bootstrap` will call, a subclass's too.
-        self.run = functools.partial(myself.run_program, self.run)  # type: ignore[method-assign]
-        myself.begin()
-        os.environ[WORKER_ID_VARIABLE] = str(self._id)
+        return mine, steps, b"%d" % number, partial(run, mine, stdin, self.run), settle
+
+    def _attend(self) -> None:
+        """In the child: its parent has something to say already."""
+        myself = workerside.current()
+        assert myself is not None
+        myself.attend()
+
+    def _settle(self) -> None:
+        """In the child: all that is not usual."""
+        if self.post is not None:
+            self.post.take_up()
+        if os.environ is not environ:  # the program has put something else in its place
+            os.environ[WORKER_ID_VARIABLE] = str(self._id)
         if self._env:
             os.environ.update(self._env)
         if self._cwd is not None:
             os.chdir(self._cwd)
+        if not self._share_ports and self.post is None:
+            return
+        myself = workerside.current()
+        assert myself is not None
         if self._share_ports:
             from mpcluster import drain, sharing
 
             sharing.install(myself.request, myself.tell)
             drain.install()
-        if self._share_ports or self.post is not None:
-            myself.attend()
-
-    def _bootstrap(self, parent_sentinel: int | None = None) -> int:
-        code: int = super()._bootstrap(parent_sentinel=parent_sentinel)  # type: ignore[misc]
-        myself = workerside.current()
-        if myself is not None:
-            myself.flush()
-        return code
+        myself.attend()
 
     # -- talking to it -----------------------------------------------------------------------
 
@@ -225,6 +376,15 @@ class ClusterProcess(context.ForkProcess):
         if life is None or self._closed or self._family is not family.current():
             life = self._own_life("send to")
         life.downstream().send(message)
+
+    @property
+    def emitter(self) -> Emitter:
+        """Its own callbacks."""
+        made = self.made_emitter
+        if made is None:
+            made = Emitter(family.WORKER_EVENTS, _subscription_to(self))
+            made = self.__dict__.setdefault("made_emitter", made)  # another thread was quicker
+        return made
 
     @overload
     def on(self, event: str) -> Callable[[C], C]: ...
@@ -279,9 +439,10 @@ class ClusterProcess(context.ForkProcess):
 
     def attend(self) -> None:
         """Somebody listens: tell all there is of it from now on. In the watcher's thread."""
-        if self._life is not None:
-            self._life.tell_of_fork()
-            self._life.listen()
+        life = self.rouse()
+        if life is not None:
+            life.tell_of_fork()
+            life.listen()
 
     def _own_life(self, verb: str) -> Life:
         self._check_closed()
@@ -290,9 +451,12 @@ class ClusterProcess(context.ForkProcess):
                 f"only the process that started {self.name} can {verb} it "
                 f"(pid {self._parent_pid}; this is pid {os.getpid()})"
             )
-        if self._life is None:
+        life = self.rouse()
+        if life is not None:
+            return life
+        if self._has_run is None or self._popen is None:
             raise ValueError(f"{self.name} was not started; call start() first")
-        return self._life
+        return Life.over(self, self._popen, self._settings, self._family)
 
     # -- ending it ---------------------------------------------------------------------------
 
@@ -332,12 +496,18 @@ class ClusterProcess(context.ForkProcess):
 
     def close(self) -> None:
         """Release what the object holds; as in ``multiprocessing``, an error while it runs."""
-        life = self._life
-        is_ours = self._parent_pid == os.getpid() and self._popen is not None
-        if life is not None and is_ours and self.is_dead:
-            life.wait_until_told()
+        popen = self._popen
+        if popen is not None and self._parent_pid == os.getpid():
+            is_dead = popen.poll() is not None
+            if is_dead and self._life is not None:
+                self._life.wait_until_told()
         super().close()
         self._family.forget(self)
+
+
+def _said(popen: Popen) -> int:
+    """How many bytes it has said that nobody has read."""
+    return int.from_bytes(ioctl(popen.connection, FIONREAD, _NO_SIZE), sys.byteorder)
 
 
 def _subscription_to(process: ClusterProcess) -> Callable[[str], None]:

@@ -99,9 +99,13 @@ class Watcher:
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._callbacks: dict[int, Callable[[int], object]] = {}
         self._calls: deque[Callable[[], object]] = deque()
-        # What to call once if anybody wakes the thread, by descriptor. Any thread puts in and
-        # takes out, one entry in one step.
-        self._when_woken: dict[int, Callable[[], object]] = {}
+        # What to call once if anybody wakes the thread, or it wakes by itself. Any thread puts
+        # in, the thread takes out: one entry in one step.
+        self._when_woken: dict[Callable[[], object], None] = {}
+        # Is the present wait one of LINGER at most? The thread says no before it looks what it
+        # has to wait for: whoever has put something in and then reads yes was in time for it.
+        # Yes where there is no thread, too, for the next one looks first.
+        self._is_napping = True
         #: How often the thread was woken.
         self.rings = 0
         self._timers: list[tuple[float, int, Timer]] = []
@@ -112,7 +116,8 @@ class Watcher:
         # finds it taken goes on: its holder sees to a thread that sees everything. (It may
         # be held by the very thread, beneath a signal handler.)
         self._life = threading.Lock()
-        self._calls_under_way = 0  # changed by the thread alone; a fork keeps what it was
+        #: Changed by the thread alone; a fork keeps what it was.
+        self.calls_under_way = 0
         self._thread: threading.Thread | None = None
         self._thread_ident: int | None = None
 
@@ -149,12 +154,11 @@ class Watcher:
                 pass  # removed, or closed, by another thread in the meantime
 
     def remove(self, fd: int) -> None:
-        """Watch ``fd`` no more, nor wait to be woken for it; harmless when it is not watched.
+        """Watch ``fd`` no more; harmless when it is not watched.
 
         To be called before the descriptor is closed: an epoll registration belongs to the
         open file description and outlives the number.
         """
-        self._when_woken.pop(fd, None)
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
             if not self.in_thread():
@@ -186,14 +190,19 @@ class Watcher:
         """Call ``call()`` in the thread when that is next awake; nobody is woken for it."""
         self._calls.append(call)
 
-    def when_woken(self, fd: int, call: Callable[[], object]) -> None:
-        """Call ``call()`` in the thread when somebody wakes it (not: what it watches).
+    def when_woken(self, call: Callable[[], object]) -> bool:
+        """Call ``call()`` once in the thread, when somebody wakes that or after LINGER seconds.
 
-        That may be a child, by :attr:`bell`: so the owner of ``fd`` need not watch it for as
-        long as nobody has a word to say on it. Once, unless ``fd`` is removed before. Was it
-        woken before this call, :attr:`rings` has grown.
+        Somebody may be a child, by :attr:`bell`: so what a child says need not be watched before
+        it rings. Was the thread woken before this call, :attr:`rings` has grown. Nobody is woken
+        by it, and the same call twice is one.
+
+        Returns:
+            False if it may be later than that, for the thread sleeps on something else.
         """
-        self._when_woken[fd] = call
+        self._when_woken[call] = None
+        self._ensure_thread()
+        return self._is_napping
 
     @property
     def bell(self) -> int:
@@ -248,8 +257,9 @@ class Watcher:
         me = threading.current_thread()
         while True:
             self._thread_ident = threading.get_ident()
-            while self._wait_and_call(self._timeout()) or self._has_work():
+            while self._wait_and_call() or self._has_work():
                 pass
+            self._is_napping = True
             self._thread_ident = None  # the next thread of the program may get the same
             self._thread = None
             if not self._has_work():
@@ -261,7 +271,7 @@ class Watcher:
                 self._thread = me
 
     def _has_work(self) -> bool:
-        return bool(self._callbacks or self._calls or self._timers)
+        return bool(self._callbacks or self._calls or self._timers or self._when_woken)
 
     def _timeout(self) -> float | None:
         if self._calls:
@@ -269,20 +279,23 @@ class Watcher:
         while self._timers and self._timers[0][2].is_cancelled:
             heapq.heappop(self._timers)  # nobody stays awake for it
         if self._timers:
-            return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST)
-        return None if self._callbacks else LINGER
+            longest = LINGER if self._when_woken else LONGEST
+            return min(max(0.0, self._timers[0][0] - time.monotonic()), longest)
+        return None if self._callbacks and not self._when_woken else LINGER
 
-    def _wait_and_call(self, timeout: float | None) -> bool:
+    def _wait_and_call(self) -> bool:
         """One round; returns whether there was anything to do."""
+        self._is_napping = False
+        timeout = self._timeout()
+        self._is_napping = timeout is not None and timeout <= LINGER
         ready = self._epoll.poll(timeout)
+        if not ready:
+            self._look_up()
         for fd, events in ready:
             if fd == self._wake_fd:
                 self._drain_wake()
                 self.rings += 1  # before the look
-                for quiet in tuple(self._when_woken):
-                    call = self._when_woken.pop(quiet, None)
-                    if call is not None:  # else: removed by one before it
-                        self._call(call)
+                self._look_up()
                 continue
             callback = self._callbacks.get(fd)
             if callback is not None:  # else: removed by a callback of this very round
@@ -297,6 +310,11 @@ class Watcher:
                 self._call(due)
         return bool(ready)
 
+    def _look_up(self) -> None:
+        for call in tuple(self._when_woken):
+            del self._when_woken[call]
+            self._call(call)
+
     def _drain_wake(self) -> None:
         try:
             os.eventfd_read(self._wake_fd)
@@ -304,13 +322,13 @@ class Watcher:
             pass
 
     def _call(self, call: Callable[..., object], *args: object) -> None:
-        self._calls_under_way += 1
+        self.calls_under_way += 1
         try:
             call(*args)
         except BaseException as error:  # noqa: BLE001
             report("in the watcher", error, call)
         finally:
-            self._calls_under_way -= 1
+            self.calls_under_way -= 1
 
 
 def current() -> Watcher:
@@ -343,4 +361,4 @@ def parents_bell() -> int:
 def was_calling() -> bool:
     """In a child: did the fork catch its parent's watcher in the middle of a call?"""
     parents: Watcher | None = perprocess.before().get(__name__)
-    return parents is not None and parents._calls_under_way > 0  # noqa: SLF001
+    return parents is not None and parents.calls_under_way > 0

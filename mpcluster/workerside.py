@@ -7,16 +7,17 @@ how its program ends is :mod:`mpcluster.leaving`'s; here they meet the user's ca
 from __future__ import annotations
 
 import os
-import select
 import threading
+from _thread import RLock
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar, overload
+from types import FrameType
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, overload
 
 from mpcluster import arguments, descriptors, perprocess, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Callback, Emitter, KeptEvents, call
-from mpcluster.greeting import ONLINE
 from mpcluster.leaving import Program
+from mpcluster.popen import AT_END
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mpcluster.post import Post
     from mpcluster.upstream import Upstream
 
-__all__ = ["EVENTS", "Worker", "current", "enter"]
+__all__ = ["EVENTS", "Papers", "Worker", "current", "on_sigurg"]
 
 C = TypeVar("C", bound=Callback)
 
@@ -45,26 +46,25 @@ class _Ears:
 
 
 class Worker:
-    """This process, as a worker.
+    """This process, as a worker. Made when the program first asks for it, or its parent.
 
     Attributes:
         id: Its number in its parent's ``workers``.
     """
 
     def __init__(
-        self, number: int, connection: int, settings: Settings, post: Post | None = None
+        self, number: int, connection: int, settings: Settings, post: Post | None, main: int
     ) -> None:
         self.id = number
         self._post = post
         self._connection = connection
-        self._bell = watcher.parents_bell()
         self._settings = settings
         self._upstream: Upstream | None = None
         # Guards the one making of `_upstream` and `_made_ears`, by whoever is the first to
         # send, subscribe or ask. Nothing of a user's is called under it. Re-entrant, for a
         # signal handler may send.
-        self._making = threading.RLock()
-        self._program = Program(self.flush, self.attend, settings.kill_timeout)
+        self._making = RLock()
+        self._program = Program(main, self.flush, self.attend, settings.kill_timeout)
         self._made_ears: _Ears | None = None
 
     def __repr__(self) -> str:
@@ -177,30 +177,14 @@ class Worker:
 
     # -- for the layers around it ------------------------------------------------------------
 
-    def begin(self) -> None:
-        """In a new child: be there for the parent, and say so."""
-        if self._post is not None:
-            self._post.take_up()
-        self._program.handle_sigurg()
-        try:
-            os.write(self._connection, ONLINE)
-            # The signal that goes with it came, maybe, before there was a handler.
-            poll = select.poll()
-            poll.register(self._connection, select.POLLIN)
-            spoken_to = poll.poll(0)
-        except OSError:
-            return  # the parent is gone already
-        if spoken_to:
-            self.attend()
-
     def attend(self) -> None:
         """From now on let the watcher read what the parent says. Idempotent."""
         self._ears()  # now, before the program puts gevent's locks in the place of the threads'
         self._line().attend()
 
-    def run_program(self, run: Callable[[], object]) -> None:
-        """Run what this process is for."""
-        self._program.run(run)
+    def on_sigurg(self) -> None:
+        """In the main thread, beneath whatever it does."""
+        self._program.on_sigurg()
 
     def stay(self) -> None:
         """The main program is over: wait as long as there is somebody to hear messages.
@@ -240,10 +224,12 @@ class Worker:
             with self._making:
                 if self._upstream is None:
                     self._upstream = hearing.line(self, self._connection, self._settings)
+                    perprocess.mine()[AT_END] = self.flush
                     # The parent may not watch its end yet: nobody there has cared so far.
-                    if self._bell >= 0:
-                        os.eventfd_write(self._bell, 1)
-                        descriptors.close(self._bell)
+                    bell = watcher.parents_bell()
+                    if bell >= 0:
+                        os.eventfd_write(bell, 1)
+                        descriptors.close(bell)
         return self._upstream
 
     def _ears(self) -> _Ears:
@@ -307,13 +293,26 @@ class Worker:
             call(callback, *args)
 
 
+#: What a child of this process finds under this module's name among its belongings: what to make
+#: a :class:`Worker` of.
+Papers: TypeAlias = "tuple[int, int, Settings, Post | None, int]"
+
+_MADE: Final = f"{__name__}.made"
+
+
 def current() -> Worker | None:
     """Return this process as a worker, or ``None`` in a master."""
-    return perprocess.mine().get(__name__)
+    mine = perprocess.mine()
+    papers: Papers | None = mine.get(__name__)
+    if papers is None:
+        return None
+    made: Worker | None = mine.get(_MADE)
+    # Of several threads one makes the one that counts.
+    return made or mine.setdefault(_MADE, Worker(*papers))
 
 
-def enter(number: int, connection: int, settings: Settings, post: Post | None) -> Worker:
-    """In a new child, first of all: this process is worker ``number`` of its parent."""
-    myself = Worker(number, connection, settings, post)
-    perprocess.mine()[__name__] = myself
-    return myself
+def on_sigurg(_signum: int, _frame: FrameType | None) -> None:
+    """The handler of SIGURG, by which a worker is spoken to that does not listen."""
+    myself = current()
+    if myself is not None:  # else: a child of this worker that is none itself
+        myself.on_sigurg()

@@ -246,7 +246,7 @@ def test_a_child_forked_inside_the_block_can_leave_it(pair):
 
 
 def test_a_child_can_use_the_table_whoever_held_the_lock(pair):
-    """The lock is the forking thread's at the fork, and the child's is a new one."""
+    """The lock is the forking thread's at the fork, which gives it back in the child."""
 
     def child() -> bool:
         done = threading.Thread(target=lambda: descriptors.own(pair[1]))
@@ -257,10 +257,9 @@ def test_a_child_can_use_the_table_whoever_held_the_lock(pair):
     assert in_child(child) == "True"
 
 
-def test_a_failed_fork_gives_the_lock_back(monkeypatch):
-    """`after_in_parent` runs for it as well; another thread gets in afterwards."""
-    descriptors._before_fork()
-    descriptors._after_fork_in_parent()
+def test_a_fork_gives_the_lock_back_in_the_parent():
+    """After one that failed, too: `test_forking.py`."""
+    in_child(lambda: None)
     entered = threading.Event()
 
     def enter() -> None:
@@ -271,3 +270,14 @@ def test_a_failed_fork_gives_the_lock_back(monkeypatch):
     thread.start()
     thread.join()
     assert entered.is_set()
+
+
+def test_numbers_are_owned_and_closed_together():
+    numbers = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+    with descriptors.opening():
+        descriptors.own_numbers(*numbers)
+    assert descriptors.owned() >= set(numbers)
+    assert in_child(lambda: [is_open(number) for number in numbers]) == "[False, False]"
+    descriptors.close_numbers(*numbers, -1)
+    assert not [number for number in numbers if is_open(number)]
+    assert not descriptors.owned() & set(numbers)

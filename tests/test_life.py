@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import select
 import signal
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import mpcluster
-from mpcluster import ClusterProcess, WorkerState, watcher
+from mpcluster import ChannelClosedError, ClusterProcess, WorkerState, popen, watcher
 from mpcluster.family import Family
 from mpcluster.life import Life
+from mpcluster.popen import Popen
 from mpcluster.watcher import Watcher
-from mpcluster.workerside import Worker
 from tests.happenings import PATIENCE, Diary, Gate, relatives_fixture, settle
 
 __all__ = ["relatives_fixture"]
@@ -38,7 +41,7 @@ def test_a_start_that_nobody_listens_to_wakes_nobody(monkeypatch: pytest.MonkeyP
     assert calls == []
 
 
-def test_one_that_nobody_listens_to_occupies_the_watcher_once(
+def test_one_that_nobody_listens_to_does_not_occupy_the_watcher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[object] = []
@@ -56,8 +59,172 @@ def test_one_that_nobody_listens_to_occupies_the_watcher_once(
     one.close()
     monkeypatch.undo()
     settle()
-    about_it = [getattr(function, "__name__", "") for function in calls]
-    assert [name for name in about_it if name != "<lambda>"] == ["_on_end"]
+    assert not [function for function in calls if getattr(function, "__name__", "") == "_on_end"]
+
+
+def test_one_that_nobody_joins_or_listens_to_is_reaped_all_the_same(relatives: Family) -> None:
+    one = ClusterProcess(target=nothing)
+    one.start()
+    assert one.id is not None
+    with relatives._told:  # without `wait_told`, which would have the watcher look after it
+        assert relatives._told.wait_for(lambda: one.id not in relatives.workers, PATIENCE)
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_PID, one.pid or 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+
+def test_who_asks_for_the_living_is_not_told_of_one_that_has_ended() -> None:
+    with Gate() as gate, watcher_busy():
+        one = ClusterProcess(target=gate.wait)
+        one.start()
+        assert list(mpcluster.workers) == [one.id]
+        gate.open()
+        select.select([one.sentinel], [], [])
+        assert mpcluster.workers == {}
+
+
+STORY = ("fork", "online", "disconnect", "death")
+
+
+@contextlib.contextmanager
+def watcher_busy() -> Iterator[None]:
+    """What is asked of the watcher inside, it does afterwards."""
+    entered, done = threading.Event(), threading.Event()
+
+    def callback() -> None:
+        entered.set()
+        done.wait(PATIENCE)
+
+    watcher.current().call_soon(callback)
+    assert entered.wait(PATIENCE)
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def test_who_subscribes_after_all_of_it_is_told_all_in_order_and_once() -> None:
+    one = ClusterProcess(target=nothing)
+    diary = Diary()
+    with watcher_busy():
+        one.start()
+        one.join()
+        assert (one.state, one.is_connected, one.exitcode) == (WorkerState.DEAD, False, 0)
+        for event in STORY:
+            one.on(event, diary.writer(event))
+    diary.until("death")
+    one.on("death", diary.writer("again"))
+    settle()
+    assert diary.events == list(STORY)
+
+
+def test_who_subscribes_to_all_after_all_of_it_is_told_of_each_in_order(
+    relatives: Family,
+) -> None:
+    workers = [ClusterProcess(target=nothing) for _ in range(3)]
+    diary = Diary()
+    with watcher_busy():
+        for worker in workers:
+            worker.start()
+            worker.join()
+        for event in STORY:
+            relatives.emitter.add(event, diary.writer(event))
+    diary.until_count(12)
+    assert diary.lines == [(event, worker) for worker in workers for event in STORY]
+    assert [worker.state for worker in workers] == [WorkerState.DEAD] * 3
+    relatives.emitter.clear()
+
+
+def test_one_that_was_killed_before_it_could_say_that_it_runs_is_not_told_to_have_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(popen, "write", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    one = ClusterProcess(target=nothing)
+    one.start()
+    one.join()
+    diary = Diary()
+    with watcher_busy():
+        for event in STORY:
+            one.on(event, diary.writer(event))
+    diary.until("death")
+    assert diary.events == ["fork", "disconnect", "death"]
+
+
+def test_what_one_has_said_and_nobody_has_read_at_its_end_is_kept() -> None:
+    """It is joined before the watcher has heard the bell."""
+    one = ClusterProcess(target=lambda: mpcluster.send("said"))
+    with watcher_busy():
+        one.start()
+        one.join()
+    diary = Diary()
+    one.on("message", diary.writer("message"))
+    diary.until("message", "said")
+
+
+def test_one_that_another_thread_has_reaped_before_its_start_is_through_is_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`active_children()` looks at every process that is forked, and does not ask whose it is."""
+    adopt = Popen._adopt
+
+    def adopt_and_reap(self: Popen, pid: int, ours: int) -> None:
+        adopt(self, pid, ours)
+        self.wait()
+
+    monkeypatch.setattr(Popen, "_adopt", adopt_and_reap)
+    with watcher_busy():
+        one = ClusterProcess(target=nothing)
+        one.start()
+        assert one.state is WorkerState.DEAD
+        assert mpcluster.workers == {}
+
+
+def test_one_that_has_ended_unheard_takes_what_comes_too_late_as_any_dead_one() -> None:
+    with watcher_busy():
+        one = ClusterProcess(target=nothing)
+        one.start()
+        one.join()
+        with pytest.raises(ChannelClosedError, match="the channel to worker"):
+            one.send("late")
+        assert one.disconnect() is one
+        one.kill()
+        assert not one.exited_after_disconnect
+        one.close()
+
+
+def test_a_dead_one_that_nobody_keeps_is_not_kept_for_who_might_subscribe(
+    relatives: Family,
+) -> None:
+    with watcher_busy():
+        one = ClusterProcess(target=nothing)
+        one.start()
+        one.join()
+        gone = weakref.ref(one)
+        del one
+        assert gone() is None
+    diary = Diary()
+    relatives.emitter.add("death", diary.writer("death"))
+    settle()
+    assert diary.events == []
+    relatives.emitter.clear()
+
+
+def test_a_callback_that_closes_one_while_its_past_is_told_hears_the_rest_within() -> None:
+    one = ClusterProcess(target=nothing)
+    one.start()
+    one.join()
+    diary = Diary()
+
+    def close() -> None:
+        diary.write("fork")
+        one.close()
+
+    with watcher_busy():
+        one.on("fork", close)
+        for event in STORY[1:]:
+            one.on(event, diary.writer(event))
+    diary.until("death")
+    settle()
+    assert diary.events == list(STORY)
 
 
 def test_one_that_nobody_listens_to_is_read_when_it_speaks() -> None:
@@ -84,15 +251,15 @@ def test_one_that_speaks_before_its_start_is_through_is_read(
     def target() -> None:
         mpcluster.send(b"x" * 4_000_000)
 
-    begin = Life.begin
-    the_watcher = watcher.current()
+    when_woken = Watcher.when_woken
+    rings = watcher.current().rings
 
-    def begin_late(life: Life, rings: int) -> None:
-        while the_watcher.rings == rings:
-            settle_by_polling(the_watcher)
-        begin(life, rings)
+    def when_woken_late(self: Watcher, call: Callable[[], object]) -> bool:
+        while self.rings == rings:
+            settle_by_polling(self)
+        return when_woken(self, call)
 
-    monkeypatch.setattr(Life, "begin", begin_late)
+    monkeypatch.setattr(Watcher, "when_woken", when_woken_late)
     one = ClusterProcess(target=target)
     one.start()
     one.join(PATIENCE)
@@ -173,7 +340,7 @@ def test_one_that_only_runs_and_ends_needs_no_channel(monkeypatch: pytest.Monkey
 def test_who_subscribes_to_fork_when_nothing_else_has_come_is_told_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Worker, "begin", lambda _self: None)  # it does not say that it runs
+    monkeypatch.setattr(popen, "write", lambda *_: None)  # it does not say that it runs
     with Gate() as gate:
         one = ClusterProcess(target=gate.wait)
         one.start()
@@ -192,7 +359,7 @@ def test_who_subscribes_to_fork_when_nothing_else_has_come_is_told_of_it(
 def test_who_subscribes_to_fork_of_all_is_told_of_those_that_live(
     relatives: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Worker, "begin", lambda _self: None)
+    monkeypatch.setattr(popen, "write", lambda *_: None)
     with Gate() as gate:
         workers = [ClusterProcess(target=gate.wait) for _ in range(2)]
         for worker in workers:
@@ -220,11 +387,13 @@ def test_what_was_sent_before_it_is_watched_is_written(monkeypatch: pytest.Monke
     one = ClusterProcess(target=target)
     begin = Life.begin
 
-    def send_first(life: Life, rings: int) -> None:
+    def send_first(life: Life) -> None:
+        monkeypatch.setattr(Life, "begin", begin)
         one.send(b"x" * (4 << 20))  # more than the kernel takes at once, of a child that may sleep
-        begin(life, rings)
+        begin(life)
 
     monkeypatch.setattr(Life, "begin", send_first)
+    one.on("message", print)  # so that it has a life from the beginning
     one.start()
     try:
         assert os.read(received, 100) == b"%d" % (4 << 20)

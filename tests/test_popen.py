@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mpcluster import descriptors, popen
-from mpcluster.popen import UNKNOWN_EXITCODE, Popen
+from mpcluster.popen import UNKNOWN_EXITCODE, Heritage, Popen
 
 
 class Child:
@@ -26,8 +26,14 @@ class Child:
         self.code = code
         self.wait = wait
 
-    def _inherit(self, channel: Any) -> None:
-        self.channel = channel
+    def _bequeath(self, channel: int) -> Heritage:
+        return {}, (), b"1", self.run, None
+
+    def _attend(self) -> None:
+        raise AssertionError("its parent has said nothing")
+
+    def run(self) -> None:
+        raise AssertionError("`_bootstrap` is not that of a process")
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         assert parent_sentinel is not None
@@ -196,7 +202,10 @@ def test_it_stays_open_while_it_is_watched_and_is_closed_then() -> None:
 
 def test_what_fails_before_the_program_begins_is_printed(capfd: Any) -> None:
     class Failing(Child):
-        def _inherit(self, channel: Any) -> None:
+        def _bequeath(self, channel: int) -> Heritage:
+            return {}, (self.fail,), b"1", self.run, None
+
+        def fail(self) -> None:
             raise RuntimeError("on its way in")
 
     one = Popen(Failing())

@@ -174,9 +174,9 @@ def test_an_idle_call_wakes_nobody_and_comes_when_the_thread_is_awake(
 
 def test_who_waits_to_be_woken_is_called_once_by_whoever_wakes(the_watcher: Watcher) -> None:
     diary = Diary()
-    the_watcher.when_woken(1000, diary.writer("woken"))
-    the_watcher.when_woken(1001, diary.writer("removed"))
-    the_watcher.remove(1001)
+    woken = diary.writer("woken")
+    the_watcher.when_woken(woken)
+    the_watcher.when_woken(woken)
     the_watcher.call_soon(diary.writer("first"))
     diary.until("first")
     the_watcher.call_soon(diary.writer("second"))
@@ -192,12 +192,41 @@ def test_what_the_watcher_watches_wakes_nobody_else(
     the_watcher.add(read_end, read_into(diary, read_end, the_watcher))
     the_watcher.call_soon(diary.writer("started"))
     diary.until("started")
-    the_watcher.when_woken(1000, diary.writer("woken"))
+    asleep_for_long(the_watcher)
+    assert not the_watcher.when_woken(diary.writer("woken"))
     os.write(write_end, b"x")
     diary.until_count(2)
     assert ("woken",) not in diary.lines
     the_watcher.remove(read_end)
-    the_watcher.remove(1000)
+
+
+def asleep_for_long(the_watcher: Watcher) -> None:
+    """Wait until the thread waits for something else than its own time."""
+    while the_watcher._is_napping:
+        os.sched_yield()
+
+
+def test_a_thread_with_nothing_to_watch_wakes_by_itself(the_watcher: Watcher) -> None:
+    diary = Diary()
+    assert the_watcher.when_woken(diary.writer("woken"))
+    diary.until("woken")
+
+
+def test_a_thread_that_waits_for_a_far_timer_wakes_by_itself_once_it_has_looked(
+    the_watcher: Watcher, pipe: tuple[int, int]
+) -> None:
+    read_end, write_end = pipe
+    diary = Diary()
+    timer = the_watcher.call_later(PATIENCE * 10, diary.writer("too late"))
+    the_watcher.add(read_end, read_into(diary, read_end, the_watcher))
+    the_watcher.call_soon(diary.writer("started"))
+    diary.until("started")
+    asleep_for_long(the_watcher)
+    the_watcher.when_woken(diary.writer("woken"))
+    os.write(write_end, b"x")  # which wakes it for something else
+    diary.until("woken")
+    timer.cancel()
+    the_watcher.remove(read_end)
 
 
 def test_a_child_that_was_let_have_the_bell_wakes_by_it(
@@ -207,7 +236,7 @@ def test_a_child_that_was_let_have_the_bell_wakes_by_it(
     the_watcher.add(pipe[0], lambda _events: None)  # so that there is a thread
     the_watcher.call_soon(diary.writer("started"))
     diary.until("started")
-    the_watcher.when_woken(1000, diary.writer("woken"))
+    the_watcher.when_woken(diary.writer("woken"))
     with descriptors.keep(the_watcher.bell):
         pid = os.fork()
     if pid == 0:
@@ -482,9 +511,9 @@ def test_it_waits_without_using_the_processor(the_watcher: Watcher, pipe: tuple[
     rounds = []
     waited = the_watcher._wait_and_call
 
-    def counted(timeout: float | None) -> bool:
-        rounds.append(timeout)
-        return waited(timeout)
+    def counted() -> bool:
+        rounds.append(None)
+        return waited()
 
     the_watcher._wait_and_call = counted  # type: ignore[method-assign]
     the_watcher.add(pipe[0], read_into(diary, pipe[0], the_watcher))
