@@ -59,10 +59,12 @@ class Overseer:
         begun = link.begun
         if begun != link.begun_at_tick:
             link.begun_at_tick = begun
+            self._roster.stuck.discard(link)
             return
         self._collect(link)  # finished, and not told of
         with self._roster.lock:
             if link.load > 1 and not link.filling:
+                self._roster.stuck.add(link)
                 self._roster.requeue(link.take_back())
                 self._roster.settle(link)
                 self._roster.hungry.pop(link, None)  # not the same again

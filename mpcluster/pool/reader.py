@@ -25,6 +25,10 @@ _TIME_AHEAD: Final = 0.05
 _SLICE: Final = 1024
 
 
+def _look() -> None:
+    """Nothing: the engine's own thread looks around when it has called it."""
+
+
 class Reader:
     """Reads an input that is a user's code, in a thread of its own.
 
@@ -103,6 +107,7 @@ class Reader:
             self._untouched = None
             self._arrivals.on_taken = self._arrivals.on_dropped = None
             self._engine.interrupt()
+            self._engine.call_later(_look)  # a pool that was closed may have waited for this
 
     def _read(self) -> None:
         items = iter(self._iterable)

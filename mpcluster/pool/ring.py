@@ -206,14 +206,18 @@ class Ring:
         self._tail += _HEADER
         return True
 
-    def end_run(self) -> None:
-        """No more is added to the open run."""
+    def end_run(self, most: int = 1 << 62) -> None:
+        """No more is added to the open run.
+
+        Args:
+            most: Nanoseconds that its orders took, at most.
+        """
         if self._next < 0:
             return
         self._next = -1
         begin, tail = self._begin, self._tail
         at = begin % SIZE
-        self._halves[at // 4 + _EXTRA] = min(self._took // 100, _MOST_TIME)
+        self._halves[at // 4 + _EXTRA] = min(self._took // 100, most // 100, _MOST_TIME)
         if not _ORDERED:
             self.fence()
         self._words[at // 8 + _SIZE] = tail - begin - _HEADER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,9 @@ __all__ = ["Roster"]
 
 #: Calls of a run that go to one worker, at least, if it may have so many.
 _GRAIN: Final = 8
+#: Seconds of a call that is short beside the waking of a worker.
+_TINY: Final = 30e-6
+_CORES: Final = max(2, len(os.sched_getaffinity(0)))
 
 
 class Roster:
@@ -31,6 +35,7 @@ class Roster:
         busy: Those that have something.
         deep: Those that have more than one call.
         timed: Those that have a call with a limit of time.
+        stuck: Those whose present call takes longer than such calls did.
         deaths: Those of whose death the thread that drives has not taken note.
         on_quiet: Called, under the lock, when nothing is left to do.
     """
@@ -55,6 +60,7 @@ class Roster:
         self.busy: set[Link] = set()
         self.deep: set[Link] = set()
         self.timed: set[Link] = set()
+        self.stuck: set[Link] = set()
         self.deaths: deque[Link] = deque()
         self.has_timeouts = False
         self.on_quiet: Callable[[], object] | None = None
@@ -84,7 +90,7 @@ class Roster:
     def pick(self) -> tuple[Link, list[Call]] | None:
         """Decide which calls go where. Under the lock."""
         while self.queue:
-            if self.idle:
+            if self.idle and not self._is_enough():
                 link = self.idle.pop()
                 link.is_idle = False
             elif self.hungry:
@@ -122,6 +128,19 @@ class Roster:
                 self.timed.add(link)
             return link, calls
         return None
+
+    def _is_enough(self) -> bool:
+        """Would one more worker only be in the way of those that are busy?
+
+        To wake it costs more than many a call takes, and there are no more processors. One of
+        those has to have room, or more than one call: then it comes on, and has room soon, or
+        it is found to be stuck and does not count.
+        """
+        return (
+            0 < self.queue[0].known_as.mean < _TINY
+            and len(self.busy) - len(self.stuck) >= _CORES
+            and bool(self.hungry or self.deep)
+        )
 
     def _take(self, have: int, quota: int | None) -> list[Call]:
         """The next calls for a worker that has so many. Under the lock."""
@@ -184,6 +203,7 @@ class Roster:
                 self.hungry[link] = None
             return
         self.busy.discard(link)
+        self.stuck.discard(link)
         self.deep.discard(link)
         self.timed.discard(link)
         if link.usable and not link.filling and not link.is_idle:
@@ -245,5 +265,5 @@ class Roster:
             # A result that a program keeps holds this, and must not hold dead workers by it.
             for kept in (self.links, self.deaths, self.idle, self.hungry):
                 kept.clear()
-            for links_in_use in (self.busy, self.deep, self.timed):
+            for links_in_use in (self.busy, self.deep, self.timed, self.stuck):
                 links_in_use.clear()

@@ -209,8 +209,7 @@ class Verbs:
             buffersize: The most results that are ahead of those taken; None leaves it to the
                 pool.
         """
-        it = self._imap(Arrivals, func, iterable, chunksize, buffersize)
-        return _flat(it, chunksize)
+        return self._each(Arrivals, func, iterable, chunksize, buffersize)
 
     def imap_unordered(
         self,
@@ -221,8 +220,7 @@ class Verbs:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap`, but yield the results in the order in which they come."""
-        it = self._imap(UnorderedArrivals, func, iterable, chunksize, buffersize)
-        return _flat(it, chunksize)
+        return self._each(UnorderedArrivals, func, iterable, chunksize, buffersize)
 
     def istarmap(
         self,
@@ -233,8 +231,7 @@ class Verbs:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap`, with each element unpacked into the arguments."""
-        it = self._imap(Arrivals, func, iterable, chunksize, buffersize, star=True)
-        return _flat(it, chunksize)
+        return self._each(Arrivals, func, iterable, chunksize, buffersize, star=True)
 
     def istarmap_unordered(
         self,
@@ -245,8 +242,7 @@ class Verbs:
         buffersize: int | None = None,
     ) -> Any:
         """As :meth:`imap_unordered`, with each element unpacked into the arguments."""
-        it = self._imap(UnorderedArrivals, func, iterable, chunksize, buffersize, star=True)
-        return _flat(it, chunksize)
+        return self._each(UnorderedArrivals, func, iterable, chunksize, buffersize, star=True)
 
     def istarmap_results(
         self,
@@ -260,6 +256,20 @@ class Verbs:
         For the executor, whose iterator knows a deadline.
         """
         return self._imap(Arrivals, func, iterable, chunksize, buffersize, star=True)
+
+    def _each(
+        self,
+        kind_of_arrivals: type[Arrivals],
+        function: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        *,
+        star: bool = False,
+    ) -> Any:
+        """What the four above are: one result after the other."""
+        it = self._imap(kind_of_arrivals, function, iterable, chunksize, buffersize, star=star)
+        return it if chunksize == 1 else itertools.chain.from_iterable(it)
 
     def _imap(
         self,
@@ -307,10 +317,6 @@ class Verbs:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int)
-
-
-def _flat(it: IMapIterator, chunksize: int) -> Any:
-    return it if chunksize == 1 else itertools.chain.from_iterable(it)
 
 
 def _chunks(iterable: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
