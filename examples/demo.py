@@ -39,11 +39,14 @@ class Program:
         script: Name of a file beside this one.
         workers: How many workers it is to fork.
         echo: Print what it prints, but for the line that http.server logs for each request.
+        further: Arguments after the port.
     """
 
-    def __init__(self, script: str, *, workers: int, echo: bool = False) -> None:
+    def __init__(
+        self, script: str, *, workers: int, echo: bool = False, further: tuple[str, ...] = ()
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / script), "0"],
+            [sys.executable, str(HERE / script), "0", *further],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -90,6 +93,10 @@ class Program:
         """Kill a worker, as if it had crashed."""
         self.workers.remove(pid)
         os.kill(pid, signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to its master."""
+        self._process.send_signal(number)
 
     def get(self) -> int:
         """Send a request on a connection of its own; return the pid of who answered."""

@@ -3,7 +3,7 @@
 The layers, lowest first; each imports only what stands above it in this list::
 
     ground      errors, events, states, messages, address, arguments,
-                configuration, descriptors, logs
+                configuration, descriptors, logs, tally
     transport   greeting, pickling, wire, memfd,  messages over a socketpair
                 line, sender, inbox, channel
     watching    watcher                           one thread, one epoll, a process
@@ -15,8 +15,9 @@ The layers, lowest first; each imports only what stands above it in this list::
     cluster     ending, registrar, recruiting,    what a program calls
                 supervision, cluster
     work        pool, joblib                      tasks, on workers
-    faces       cli          the command ``mpcluster``
-                testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
+    faces       testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
+                monitor      a page that shows a supervisor's workers
+                cli          the command ``mpcluster``
 """
 
 from __future__ import annotations

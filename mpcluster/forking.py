@@ -19,12 +19,13 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from mpcluster import descriptors, interpreter, watcher
 
-__all__ = ["EndingError", "can_fork_sibling", "fork", "fork_sibling"]
+__all__ = ["EndingError", "allow_beside", "can_fork_sibling", "fork", "fork_sibling"]
 
 _masked: Final[Callable[[int, Iterable[int]], set[int]]] = interpreter.bare_signal.pthread_sigmask
 _EVERY_SIGNAL: Final = tuple(map(int, signal.valid_signals()))
@@ -32,8 +33,22 @@ _EVERY_SIGNAL: Final = tuple(map(int, signal.valid_signals()))
 _WARNS: Final = sys.version_info >= (3, 12)
 
 
+#: Threads of ours, besides the watcher, that are made to be forked beside. A thread is put in by
+#: who starts it, one entry in one step.
+_beside: Final[weakref.WeakSet[threading.Thread]] = weakref.WeakSet()
+
+
 class EndingError(RuntimeError):
     """A child was to be forked while the process ends. A callback that meets it is silent."""
+
+
+def allow_beside(thread: threading.Thread) -> None:
+    """No fork is warned of for the sake of this thread.
+
+    It must hold no lock at any time that a child could want, and its descriptors must be owned
+    (:mod:`mpcluster.descriptors`): in a child there is nothing of it but its memory.
+    """
+    _beside.add(thread)
 
 
 def fork(keep: tuple[int, ...] = ()) -> int:
@@ -190,7 +205,7 @@ def _warn_of_threads() -> None:
     others = [
         thread
         for thread in threading.enumerate()
-        if thread not in ours and thread.name != watcher.THREAD_NAME
+        if thread not in ours and thread not in _beside and thread.name != watcher.THREAD_NAME
     ]
     in_other_thread = not watcher.current().in_thread() and (
         threading.current_thread() is not threading.main_thread()

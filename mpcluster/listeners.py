@@ -236,6 +236,12 @@ class Listener:
         return f"<Listener {self.address} {state} users={sorted(self._users)} {self._policy!r}>"
 
     @property
+    def policy(self) -> str:
+        """The name of the policy that spreads its connections, or of the class of one's own."""
+        kind = type(self._policy)
+        return next((name for name, one in POLICIES.items() if one is kind), kind.__name__)
+
+    @property
     def users(self) -> frozenset[Route]:
         """Who uses it; ``()`` is the master."""
         return frozenset(self._users)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpcluster.tally import Tally
 
 __all__ = ["Post"]
 
@@ -14,10 +18,14 @@ class Post:
         slot: The number of its slot.
         max_tasks: Tasks that it may do; None for any number.
         has_pulse: It will be asked for signs of life.
+        tally: Where its connections are counted, for its parent to see; None: nowhere.
     """
 
-    def __init__(self, slot: int, max_tasks: float | None, *, has_pulse: bool) -> None:
+    def __init__(
+        self, slot: int, max_tasks: float | None, *, has_pulse: bool, tally: Tally | None = None
+    ) -> None:
         self.slot = slot
+        self._tally = tally
         self._max_tasks = max_tasks
         self._has_pulse = has_pulse
         self._done = 0
@@ -31,6 +39,10 @@ class Post:
 
     def take_up(self) -> None:
         """In the worker, before its program begins."""
+        if self._tally is not None:
+            from mpcluster import tally
+
+            tally.keep(self._tally)
         if self._has_pulse:
             _show_stacks_on_abort()
 

@@ -24,9 +24,10 @@ from mpcluster.registry import Registry
 from mpcluster.scheduling import queued
 
 if TYPE_CHECKING:
+    from mpcluster.listeners import Listener
     from mpcluster.process import ClusterProcess
 
-__all__ = ["ask", "close", "inherit", "tell"]
+__all__ = ["ask", "close", "inherit", "listeners", "tell"]
 
 logger = logging.getLogger("mpcluster")
 
@@ -60,6 +61,11 @@ def inherit() -> None:
     handed_down = "LISTEN_FDS" in os.environ or bequest.VARIABLE in os.environ
     if handed_down and workerside.current() is None:
         watcher.current().ask(_registry_here)
+
+
+def listeners() -> list[Listener]:
+    """Return the listeners that this master keeps now. In its watcher's thread."""
+    return [] if _registry is None else _registry.listeners
 
 
 # -- from one master to the next, in the watcher's thread ----------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -98,6 +100,59 @@ def test_the_counter_counts_every_request(counter: demo.Program) -> None:
     assert set(answered) <= counter.workers
     counter.wait_for("^numReqs = 500$")
     assert counter.wait_for(r"^numReqs = (\d+)$")[1] == "500"  # and none comes after it
+
+
+@pytest.fixture
+def fleet() -> Iterator[tuple[demo.Program, str]]:
+    """The supervised fleet, and where its page is."""
+    pytest.importorskip("prometheus_client", reason="needs mpcluster[monitor]")
+    program = demo.Program("fleet.py", workers=2, further=("127.0.0.1:0",))
+    page = ""
+    try:
+        while len(program.workers) < 2 or not page:
+            found = program.wait_for(r"^(?:worker (\d+) serves .*:(\d+)|watch it at (\S+))$")
+            if found[3]:
+                page = found[3]
+            else:
+                program.workers.add(int(found[1]))
+                program.port = int(found[2])
+        yield program, page
+    finally:
+        program.stop()
+
+
+def pids_on(page: str) -> set[int]:
+    """Those that serve, by the last look of the monitor."""
+    with urllib.request.urlopen(f"{page}status.json", timeout=demo.PATIENCE) as answer:
+        return {one["pid"] for one in json.load(answer)["workers"] if one["serves"]}
+
+
+def wait_until_shown(page: str, pids: set[int]) -> None:
+    """Return when it shows these. It looks by the clock, and nothing tells of it."""
+    limit = time.monotonic() + demo.PATIENCE
+    while pids_on(page) != pids:
+        assert time.monotonic() < limit, f"{pids_on(page)} is not {pids}"
+        os.sched_yield()
+
+
+def test_the_fleets_page_shows_who_serves_after_a_death_and_after_a_reload(
+    fleet: tuple[demo.Program, str],
+) -> None:
+    program, page = fleet
+    assert program.get() in program.workers
+    wait_until_shown(page, program.workers)
+    program.kill(max(program.workers))
+    program.wait_for_worker()
+    wait_until_shown(page, program.workers)
+    old = set(program.workers)
+    program.send_signal(signal.SIGHUP)
+    for _ in old:
+        program.wait_for_worker()
+    program.workers -= old
+    wait_until_shown(page, program.workers)
+    assert program.get() in program.workers
+    with urllib.request.urlopen(f"{page}healthz", timeout=demo.PATIENCE) as answer:
+        assert answer.read() == b"2 of 2 serve\n"
 
 
 @pytest.mark.parametrize("script", ["restart.py", "counter.py"])

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import mpcluster
 from mpcluster import interpreter, watcher
@@ -23,6 +23,9 @@ from .notify import Notifier
 from .options import RunOptions
 from .output import Output
 from .service import Service
+
+if TYPE_CHECKING:
+    from mpcluster.monitor.server import Monitor
 
 __all__ = ["run"]
 
@@ -89,13 +92,9 @@ def _tell_of(changed: list[str]) -> None:
     logger().info("%s%s changed", os.path.relpath(changed[0]), more)
 
 
-def _monitor(supervisor: Supervisor, address: str) -> Any:
-    try:
-        monitor: Any = importlib.import_module("mpcluster.monitor")
-    except ImportError as error:
-        raise CommandError(
-            f"--monitor needs an extra: pip install 'mpcluster[monitor]' ({error})", FAILED
-        ) from None
+def _monitor(supervisor: Supervisor, address: str) -> Monitor:
+    from mpcluster import monitor
+
     try:
         shown = monitor.start(supervisor, address)
     except (OSError, ValueError, TypeError, ImportError) as error:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
+from mpcluster import tally
 from mpcluster.address import make_key
 from mpcluster.messages import Bind, Bound, Key, Release
 
@@ -137,6 +138,8 @@ def _share(
     else:  # its class cannot wait in Python: the worker's own flag, as good as it gets
         real.settimeout(sock, timeout)
     copies.add(sock, listener, timeout)
+    if in_c:
+        tally.uncounted()
     if not is_stream or (listen is not None and eventloops.accepts_in_c()):
         listener.announce()
     return listener

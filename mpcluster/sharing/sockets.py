@@ -17,6 +17,8 @@ import sys
 from types import CodeType
 from typing import Any, Self
 
+from mpcluster import tally
+
 from . import binding, copies, eventloops, passed, paths, pollers, ports, real, waiting
 from .binding import Office
 from .copies import Accepted, Copy
@@ -182,6 +184,7 @@ def _next(copy: Copy) -> Accepted:
         accepted = take(copy) if copy.timeout == 0.0 else waiting.attempt(copy, lambda: take(copy))
     if isinstance(accepted, OSError):
         raise accepted
+    tally.accepted()
     if copy.listener.family != copy.listener.key[0]:
         return accepted[0], pair(accepted[1])
     return accepted

@@ -6,6 +6,7 @@
                                     what is asked for, what is to be done: values
     fleet                           decides
     pulse, usage, checkup           looks at those that run
+    ledger, status                  what they did, what is to be seen of all that
     supervisor                      hears, and does
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from .rules import Rules
 from .slot import SlotState
-from .supervisor import SlotStatus, Supervisor
+from .status import SlotStatus, WorkerStatus
+from .supervisor import Supervisor
 
-__all__ = ["Rules", "SlotState", "SlotStatus", "Supervisor"]
+__all__ = ["Rules", "SlotState", "SlotStatus", "Supervisor", "WorkerStatus"]

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar, overload
 
 from mpcluster import arguments, family, watcher
@@ -25,41 +24,20 @@ from mpcluster.forking import EndingError
 from mpcluster.logs import logger
 from mpcluster.post import Post
 from mpcluster.process import ClusterProcess
+from mpcluster.tally import Tally
 
 from .checkup import Checkup
 from .fleet import Fleet
+from .ledger import Ledger
 from .orders import Fail, Finish, Kill, Later, Order, Retire, Roll, Start
 from .rules import Rules
-from .slot import SlotState
+from .status import SlotStatus, WorkerStatus, slots_of, workers_of
 
 __all__ = ["EVENTS", "SlotStatus", "Supervisor"]
 
 C = TypeVar("C", bound=Callback)
 
 EVENTS: Final = ("ready", "reload", "failed", "stopped")
-
-
-@dataclass(frozen=True, slots=True)
-class SlotStatus:
-    """One slot, as it is at this moment.
-
-    Attributes:
-        slot: Its number.
-        state: Where it stands.
-        worker_id: Of the worker that serves, or boots; None without one.
-        pid: Of that worker.
-        uptime: Seconds since it was forked.
-        restarts: How often the slot has lost its worker, those that were retired included.
-        trouble: The last that went wrong here.
-    """
-
-    slot: int
-    state: SlotState
-    worker_id: int | None
-    pid: int | None
-    uptime: float | None
-    restarts: int
-    trouble: str | None
 
 
 class Supervisor:
@@ -77,6 +55,7 @@ class Supervisor:
         self._fleet = Fleet(rules, workers)
         self._family = family.current()
         self._processes: dict[int, ClusterProcess] = {}
+        self._ledger = Ledger()
         self._deadlines: dict[int, watcher.Timer] = {}  # of those who are not ready yet
         self._checkup = Checkup(rules, self._fleet, self._processes, self._do)
         self._reloads: dict[Roll, Future[None]] = {}
@@ -99,7 +78,18 @@ class Supervisor:
 
     def status(self) -> list[SlotStatus]:
         """Return every slot as it is now, by number."""
-        return watcher.current().ask(self._status)
+        return watcher.current().ask(lambda: slots_of(self._fleet, self._ledger, time.monotonic()))
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return every living worker as it is now, those included that come or leave."""
+        return watcher.current().ask(
+            lambda: workers_of(self._fleet, self._processes, self._ledger, time.monotonic())
+        )
+
+    def under_way(self) -> str | None:
+        """Return what is just done to the slots, ``"reload"`` for instance; None: nothing."""
+        roll = watcher.current().ask(lambda: self._fleet.roll)
+        return None if roll is None else roll.reason
 
     def scale(self, workers: int) -> None:
         """Have so many slots from now on; those with the highest numbers are drained.
@@ -223,6 +213,10 @@ class Supervisor:
 
     def _heard(self, worker: ClusterProcess, event: str, *args: object) -> None:
         """A worker's event, or what it says to its supervisor."""
+        if event == "message":  # of all that is heard the most, and nothing follows from it
+            assert worker.id is not None
+            self._ledger.message(worker.id)
+            return
         try:
             self._do(self._decide(worker, event, *args))
         except Exception as error:  # noqa: BLE001  # ours to mend; the others are still watched
@@ -254,6 +248,7 @@ class Supervisor:
     def _died(self, worker: ClusterProcess, key: int) -> list[Order]:
         self._processes.pop(key, None)
         self._checkup.forget(key)
+        self._ledger.end(key)
         timer = self._deadlines.pop(key, None)
         if timer is not None:
             timer.cancel()
@@ -303,10 +298,12 @@ class Supervisor:
         try:
             process = self._make()
             process.overseer = self._heard
+            tally = Tally()
             process.post = Post(
                 slot,
                 self._checkup.differing(self.rules.max_tasks),
                 has_pulse=self.rules.heartbeat is not None,
+                tally=tally,
             )
             process.start()
         except EndingError:
@@ -318,6 +315,7 @@ class Supervisor:
         key = process.id
         self._processes[key] = process
         self._checkup.add(key)
+        self._ledger.begin(key, slot, tally)
         self._deadlines[key] = watcher.current().call_later(
             self.rules.ready_timeout, lambda: self._overdue(process, key)
         )
@@ -365,24 +363,6 @@ class Supervisor:
     def _emit(self, event: str, *args: object) -> None:
         for callback in self._emitter.take(event):
             call(callback, *args, expected=(EndingError,))
-
-    def _status(self) -> list[SlotStatus]:
-        now = time.monotonic()
-        found = []
-        for slot in sorted(self._fleet.slots.values(), key=lambda one: one.number):
-            member = slot.serving
-            found.append(
-                SlotStatus(
-                    slot.number,
-                    slot.state,
-                    None if member is None else member.worker.id,
-                    None if member is None else member.worker.pid,
-                    None if member is None else now - member.started,
-                    slot.restarts,
-                    slot.trouble,
-                )
-            )
-        return found
 
 
 def _ending(worker: ClusterProcess) -> str:
