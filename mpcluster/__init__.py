@@ -15,9 +15,9 @@ The layers, lowest first; each imports only what stands above it in this list::
     cluster     ending, registrar, recruiting,    what a program calls
                 supervision, cluster
     work        pool, joblib                      tasks, on workers
-    faces       cli          the command ``mpcluster``
-                testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
+    faces       testing      pytest-xdist on forked workers (``pytest_mpcluster`` is its door)
                 monitor      a page that shows a supervisor's workers
+                cli          the command ``mpcluster``
 """
 
 from __future__ import annotations

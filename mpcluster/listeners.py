@@ -146,11 +146,23 @@ class Listener:
         call_later: CallLater,
         grace: float,
         watch: Watch | None = None,
+        scheduling: object = None,
+        max_connections: int | None = None,
         on_end: Callable[[Listener], None],
     ) -> Listener:
-        """Keep a socket of :func:`inherited`, held by the master. Its path is not ours."""
+        """Keep a socket of :func:`inherited`, held by the master. Its path is not ours.
+
+        It listens already, so ``slots`` cannot be had.
+        """
+        policy = choose(scheduling, handed_down, event_loop=False, max_connections=max_connections)
         listener = cls(
-            handed_down, Shared, call_later=call_later, grace=grace, watch=watch, on_end=on_end
+            handed_down,
+            policy,
+            call_later=call_later,
+            grace=grace,
+            watch=watch,
+            max_connections=max_connections,
+            on_end=on_end,
         )
         listener._policy.add(MASTER, handed_down, None)
         listener._users.add(MASTER)

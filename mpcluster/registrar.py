@@ -113,11 +113,12 @@ _registry: Registry | None = None
 def _registry_here() -> Registry:
     global _registry
     if _registry is None:
-        _registry = Registry(
-            call_later=watcher.current().call_later,
-            grace=family.current().settings.listener_grace,
+        settings = family.current().settings
+        _registry = Registry(call_later=watcher.current().call_later, grace=settings.listener_grace)
+        _registry.inherit(
+            scheduling=None if settings.scheduling == "auto" else settings.scheduling,
+            max_connections=settings.max_connections,
         )
-        _registry.inherit()
         _registry.succeed(bequest.read(os.environ))
     return _registry
 

@@ -126,11 +126,18 @@ class Registry:
             for its_own in listener.drain(user)
         ]
 
-    def inherit(self, environ: MutableMapping[str, str] = os.environ) -> list[Listener]:
+    def inherit(
+        self,
+        environ: MutableMapping[str, str] = os.environ,
+        *,
+        scheduling: object = None,
+        max_connections: int | None = None,
+    ) -> list[Listener]:
         """Take over the sockets of ``LISTEN_FDS``; whoever asks for their addresses gets them.
 
         The master holds them, and no path of theirs is removed. Call it once, in the first
-        master, before it forks.
+        master, before it forks. How their connections are spread is said here, for nobody
+        has asked yet.
         """
         taken = []
         for sock in inherited(environ):
@@ -139,6 +146,8 @@ class Registry:
                 call_later=self._call_later,
                 grace=self.grace,
                 watch=self._watch,
+                scheduling=scheduling,
+                max_connections=max_connections,
                 on_end=self._forget,
             )
             self._table.setdefault(listener.key, listener)

@@ -83,16 +83,16 @@ def test_what_waits_is_served_by_the_next_masters_workers(floors, event_loop: bo
 
 def test_with_slots_each_new_worker_takes_over_a_queue_and_new_ones_are_steered_to(floors) -> None:
     old, new = floors
-    one = old[1].bind(free_address(), event_loop=True)
-    old[2].bind(one.getsockname(), event_loop=True)
-    waiting = old.connect(one, 8)
+    address = old[1].bind(free_address(), event_loop=True).getsockname()
+    old[2].bind(address, event_loop=True)
+    waiting = old.connect(address, 8)
     hand_down(old, new)
-    taken = [new[n].bind(one.getsockname(), event_loop=True) for n in (1, 2, 3)]
+    taken = [new[n].bind(address, event_loop=True) for n in (1, 2, 3)]
     let_go(old, new)
     old[1].leave()
     old[2].leave()
     old.registry.close()
-    clients = waiting + new.connect(one, 24)
+    clients = waiting + new.connect(address, 24)
     served = [0, 0, 0]
     for number, listener in enumerate(taken):
         listener.setblocking(False)

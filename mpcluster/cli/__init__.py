@@ -8,7 +8,7 @@
     running, service              the master, from its beginning to its end
     signals, control, orders,     what it hears, and who hears of it
     output, lines, sink, notify,
-    files, orphans
+    files, orphans, page
     succession, handover          one master after the other
     place, asking, report, top    the other commands: find a master, ask it, show it
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any
 
 from mpcluster.supervision import Supervisor
@@ -16,14 +15,11 @@ def slots(supervisor: Supervisor) -> list[dict[str, Any]]:
     return [{**dataclasses.asdict(one), "state": one.state.value} for one in supervisor.status()]
 
 
-def snapshot(supervisor: Supervisor) -> dict[str, Any] | None:
-    """What the monitor sees of it; None where there is none."""
-    try:
-        module: Any = importlib.import_module("mpcluster.monitor.snapshot")
-    except ImportError:
-        return None
-    found: dict[str, Any] = module.take(supervisor).as_dict()
-    return found
+def snapshot(supervisor: Supervisor) -> dict[str, Any]:
+    """What the monitor sees of it."""
+    from mpcluster.monitor import snapshot as monitors  # nobody may ever ask
+
+    return monitors.take(supervisor).as_dict()
 
 
 def as_text(status: dict[str, Any]) -> str:

@@ -8,12 +8,10 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import mpcluster
 from mpcluster import interpreter, watcher
 from mpcluster.logs import logger
-from mpcluster.supervision import Supervisor
 
 from . import handover, orphans, place, signals
 from .errors import FAILED, INTERRUPTED, CommandError
@@ -60,20 +58,17 @@ def _serve(service: Service, path: Path | None) -> int:
     if orphans.is_their_parent():
         orphans.Orphans().hear()
     files = _watched(service.options)
-    shown = None
     try:
-        if service.options.monitor is not None:
-            shown = _monitor(service.supervisor, service.options.monitor)
-        while True:
-            status = service.wait(None if files is None else INTERVAL)
-            if status is not None:
-                return status
+        if service.is_in_charge:
+            service.page.open(service.supervisor)
+        while (status := service.wait(INTERVAL)) is None:
+            service.do_chores()
             if files is not None and (changed := files.changed()):
                 _tell_of(changed)
                 watcher.current().call_soon(lambda: service.hear(signal.SIGHUP))
+        return status
     finally:
-        if shown is not None:
-            shown.stop()
+        service.page.close()
         watcher.current().ask(service.close)
 
 
@@ -87,21 +82,6 @@ def _watched(options: RunOptions) -> Files | None:
 def _tell_of(changed: list[str]) -> None:
     more = "" if len(changed) == 1 else f" and {len(changed) - 1} more"
     logger().info("%s%s changed", os.path.relpath(changed[0]), more)
-
-
-def _monitor(supervisor: Supervisor, address: str) -> Any:
-    try:
-        monitor: Any = importlib.import_module("mpcluster.monitor")
-    except ImportError as error:
-        raise CommandError(
-            f"--monitor needs an extra: pip install 'mpcluster[monitor]' ({error})", FAILED
-        ) from None
-    try:
-        shown = monitor.start(supervisor, address)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise CommandError(f"--monitor {address}: {error}", FAILED) from None
-    logger().info("the monitor is at %s", shown.url)
-    return shown
 
 
 def _control_path(options: RunOptions) -> Path | None:

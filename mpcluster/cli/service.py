@@ -15,8 +15,10 @@ import functools
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import mpcluster
@@ -33,6 +35,7 @@ from .handover import Predecessor
 from .notify import Notifier
 from .options import RAW, RunOptions
 from .output import Output
+from .page import Page
 from .succession import Succession
 from .worker import ProgramProcess
 
@@ -74,7 +77,11 @@ class Service:
         self._crashed = False
         self._has_begun = False  # every worker was ready once
         self._reloads = 0  # under way
-        self._succession = Succession(predecessor, self._hand_over, self._serve_on, self._leave)
+        self._succession = Succession(
+            predecessor, self._hand_over, self._lay_down, self._leave, self._serve_on
+        )
+        self.page = Page(options.monitor)
+        self._chores: SimpleQueue[Callable[[], object]] = SimpleQueue()  # for the main thread
         self._control: Control | None = None
         self.supervisor: Supervisor
 
@@ -104,6 +111,7 @@ class Service:
             self._take_orders(path)
         except CommandError as error:
             logger().error("%s", error)
+        self._chores.put(self._open_page)
         logger().info("this master (%d) has taken over", os.getpid())
         if self._has_begun:
             self.notifier.ready(self._in_short())
@@ -133,6 +141,11 @@ class Service:
     def is_running(self) -> bool:
         """It was not told to stop."""
         return self.stage is Stage.RUNNING
+
+    @property
+    def is_in_charge(self) -> bool:
+        """Is there no master before this one (any more)?"""
+        return self._succession.is_in_charge
 
     def reload(self) -> Future[None]:
         """Replace every worker by one that has read the program anew.
@@ -227,6 +240,18 @@ class Service:
         self.notifier.hand_over(pid)
         return True
 
+    def _lay_down(self, proceed: Callable[[], object]) -> None:
+        """What is left to be let go of; then ``proceed()``."""
+        if self.page.address is None:
+            proceed()
+            return
+
+        def close() -> None:
+            self.page.close()
+            watcher.current().call_soon(proceed)
+
+        self._chores.put(close)
+
     def _leave(self) -> None:
         """It is in charge."""
         self.supervisor.stop()
@@ -314,7 +339,20 @@ class Service:
     def _in_short(self) -> str:
         return f"{self.options.program}, workers: {self.workers}"
 
-    # -- the end, in the main thread ---------------------------------------------------------------
+    # -- the main thread -----------------------------------------------------------------------
+
+    def do_chores(self) -> None:
+        """Do what the watcher's thread has left to this one."""
+        while not self._chores.empty():
+            self._chores.get()()
+
+    def _open_page(self) -> None:
+        try:
+            self.page.open(self.supervisor)
+        except CommandError as error:
+            logger().error("%s", error)
+
+    # -- the end, in the main thread -----------------------------------------------------------
 
     def wait(self, timeout: float | None) -> int | None:
         """Wait for the end, for so many seconds; return the exit status, or None before it."""

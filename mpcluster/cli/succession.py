@@ -26,21 +26,25 @@ class Succession:
         predecessor: The master whose place this one is to take.
         on_ready: Called with the successor's pid when it may take over; it does, if this
             returns true.
+        lay_down: Called when nothing waits in this master any more: to let go of what else
+            it has, and then call its argument.
+        on_end: Called when the successor is in charge.
         on_failure: Called when it has ended instead.
-        on_gone: Called when it is in charge, and nothing more is in the hands of this one.
     """
 
     def __init__(
         self,
         predecessor: Predecessor | None,
         on_ready: Callable[[int], bool],
+        lay_down: Callable[[Callable[[], object]], object],
+        on_end: Callable[[], object],
         on_failure: Callable[[], object],
-        on_gone: Callable[[], object],
     ) -> None:
         self._predecessor = predecessor
         self._successor: Successor | None = None
         self._deadline: watcher.Timer | None = None  # of the successor
-        self._on_ready, self._on_failure, self._on_gone = on_ready, on_failure, on_gone
+        self._on_ready, self._lay_down = on_ready, lay_down
+        self._on_end, self._on_failure = on_end, on_failure
 
     @property
     def is_in_charge(self) -> bool:
@@ -96,11 +100,11 @@ class Succession:
         self._end_deadline()
         if self._on_ready(successor.pid):
             self._successor = None
-            registrar.let_go(lambda: self._leave(successor))
+            registrar.let_go(lambda: self._lay_down(lambda: self._leave(successor)))
 
     def _leave(self, successor: Successor) -> None:
         successor.tell_it_is_in_charge()
-        self._on_gone()
+        self._on_end()
 
     def _ended(self, how: str) -> None:
         self._end_deadline()

@@ -44,7 +44,7 @@ def show(path: Path) -> int:
         before = line.ask("status")
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise CommandError("top wants a terminal; for a file or a pipe there is status")
-        with Live(screen(before, None), screen=True, auto_refresh=False) as live, _keys():
+        with _keys(), Live(screen(before, None), screen=True, auto_refresh=False) as live:
             while not _is_over():
                 now = line.ask("status")
                 live.update(screen(now, before), refresh=True)

@@ -168,8 +168,13 @@ class Slots(Policy):
         return [slot.socket for slot in mine if not slot.live]
 
     def bequeath(self) -> list[socket.socket]:
-        """All in the order of the kernel's group."""
+        """All in the order of the kernel's group.
+
+        Also a group of one is steered from now on: the next master's workers may join it.
+        """
         self._part()
+        if self._begun:
+            self._attach(self._steered or [0])
         return [slot.socket for slot in self._slots[1:]]
 
     def succeed(self, further: list[socket.socket]) -> None:
@@ -263,13 +268,16 @@ class Slots(Policy):
                 return  # all drain, and no spare could be made
             indices = [self._slots.index(waiting)]
         if len(self._slots) > 1:
-            try:
-                steer(self._slots[0].socket, indices)
-            except OSError as error:
-                # The kernel's hash spreads over all slots then; the queues of those that
-                # nobody serves wait for the next asker, or for `_flush`.
-                _log.warning("cannot steer connections between slots: %s", error)
+            self._attach(indices)
         self._steered = indices
+
+    def _attach(self, indices: list[int]) -> None:
+        try:
+            steer(self._slots[0].socket, indices)
+        except OSError as error:
+            # The kernel's hash spreads over all slots then; the queues of those that
+            # nobody serves wait for the next asker, or for `_flush`.
+            _log.warning("cannot steer connections between slots: %s", error)
 
     def _park(self, slot: _Slot) -> None:
         """The slot is free: give the next asker ``grace`` seconds to come for its queue."""

@@ -111,11 +111,14 @@ class Master:
             if match := re.search(pattern, line):
                 return match
 
+    def said(self, pattern: str) -> re.Match[str]:
+        """As :meth:`wait_for`, or a line that was read before."""
+        before = (re.search(pattern, line) for line in self.lines)
+        return next((match for match in before if match), None) or self.wait_for(pattern)
+
     def is_ready(self) -> None:
-        """Wait until it has said that all workers are, before or after what was read so far."""
-        said = r"all workers are ready: \d+$"
-        if not any(re.search(said, line) for line in self.lines):
-            self.wait_for(said)
+        """Wait until it has said that all workers are."""
+        self.said(r"all workers are ready: \d+$")
 
     def serves(self, workers: int = 1) -> int:
         """Wait until so many workers say that they serve; return the port."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.masters import SERVER, Master, start_fixture, write  # noqa: F401
+from tests.cli.masters import SERVER, Master, answer, connection, start_fixture, write  # noqa: F401
 from tests.leaks import Process
 from tests.running import PATIENCE
 
@@ -170,16 +170,19 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
-def test_a_socket_that_is_handed_down_is_served(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["auto", "slots", "round_robin"])
+def test_a_socket_that_is_handed_down_is_served(tmp_path: Path, policy: str) -> None:
     """As `systemd-socket-activate`: descriptor 3, LISTEN_FDS and LISTEN_PID."""
     write(tmp_path / "app.py", SERVER)
     with socket.create_server(("127.0.0.1", 0)) as handed:
         port = handed.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)):  # who comes before it runs, waits
+        with connection(port) as asking:  # who comes before it runs, waits
+            asking.request("GET", "/")
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-c", ACTIVATOR, str(handed.fileno())),
-                    *("-W", "error", "-m", "mpcluster", "run", "-n", "2", "app.py", str(port)),
+                    *("-W", "error", "-m", "mpcluster", "run", "-n", "2"),
+                    *("--scheduling", policy, "app.py", str(port)),
                 ],
                 cwd=tmp_path,
                 env=Master.environment(tmp_path),
@@ -190,8 +193,7 @@ def test_a_socket_that_is_handed_down_is_served(start: Start, tmp_path: Path) ->
             )
             try:
                 assert process.stdout is not None
-                lines = iter(process.stdout.readline, "")
-                assert next(line for line in lines if f"serves {port}" in line)
+                assert answer(asking)[1] == "1"
             finally:
                 process.terminate()
                 process.communicate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.load import Load
-from tests.cli.masters import SERVER, Master, start_fixture, write  # noqa: F401
+from tests.cli.masters import SERVER, Master, connection, start_fixture, write  # noqa: F401
 from tests.leaks import Process
 from tests.running import PATIENCE
 
@@ -97,6 +98,28 @@ def test_it_has_as_many_workers_as_the_old_one_was_told_to_have(masters, tmp_pat
     present.first.serves()
     present.replace()
     assert present.first.status()["workers"] == len(present.first.pids()) == 2
+
+
+def test_the_monitors_page_goes_over_too(masters, tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    write(tmp_path / "app.py", SERVER)
+    present = masters("-n", 1, "--monitor", "127.0.0.1:0", "app.py")
+    present.first.serves()
+    first = present.first.said(r"the monitor is at (\S+)")[1]
+    assert master_at(first) == present.pid
+    present.first.is_ready()
+    present.replace()
+    second = present.first.wait_for(r"the monitor is at (\S+)")[1]
+    assert master_at(second) == present.pid
+    with pytest.raises(ConnectionRefusedError):
+        master_at(first)
+
+
+def master_at(url: str) -> int:
+    port = int(url.rstrip("/").rpartition(":")[2])
+    with connection(port) as asking:
+        asking.request("GET", "/status.json", headers={"Host": f"127.0.0.1:{port}"})
+        return int(json.loads(asking.getresponse().read())["master"]["pid"])
 
 
 def test_a_new_master_that_fails_changes_nothing(masters, tmp_path: Path) -> None:

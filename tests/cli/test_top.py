@@ -76,24 +76,23 @@ def control_fixture(tmp_path: Path) -> Iterator[Path]:
 
 def test_on_a_terminal_it_shows_the_workers_until_q(control: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mpcluster", "top", "--control", str(control)],
+        env={**Master.environment(tmp_path), "TERM": "xterm", "COLUMNS": "140", "LINES": "20"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mpcluster", "top", "--control", str(control)],
-            env={**Master.environment(tmp_path), "TERM": "xterm", "COLUMNS": "140", "LINES": "20"},
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-        )
         seen = b""
         while b"4711" not in seen:
             assert select.select([ours], [], [], PATIENCE)[0], seen
             seen += os.read(ours, 4096)
         os.write(ours, b"q")
-        while process.poll() is None:  # it writes as it leaves the screen
-            if select.select([ours], [], [], 0.1)[0]:
-                os.read(ours, 4096)
-        assert process.wait() == 0
+        assert process.wait(PATIENCE) == 0  # what it writes on leaving has room in the terminal
     finally:
+        process.kill()
+        process.wait()
         os.close(ours)
         os.close(theirs)
 

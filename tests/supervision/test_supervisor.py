@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import mpcluster as cluster
+from mpcluster import watcher
 from mpcluster.errors import ReloadAbortedError, SupervisionError
 from mpcluster.family import Family
 from mpcluster.supervision import SlotState, Supervisor, checkup
@@ -485,3 +486,15 @@ def test_stop_wants_a_time_that_can_be(supervise: Callable[..., Supervisor]) -> 
     supervisor = supervise(say_slot_and_stay, 1)
     with pytest.raises(ValueError, match="timeout must not be negative"):
         supervisor.stop(-1)
+
+
+def test_while_it_is_to_keep_all_it_looks_at_no_limit(
+    supervise: Callable[..., Supervisor],
+) -> None:
+    diary = diary_of_messages()
+    supervisor = supervise(say_slot_and_stay, 1, max_age=1000)
+    pid_in(diary, 0)
+    supervisor.keep_all()
+    assert watcher.current().ask(lambda: dict(supervisor._checkup._timers)) == {}
+    supervisor.replace_again()
+    assert len(watcher.current().ask(lambda: dict(supervisor._checkup._timers))) == 1
