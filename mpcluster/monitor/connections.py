@@ -14,7 +14,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from mpcluster import descriptors
 from mpcluster.address import Address
@@ -31,8 +31,12 @@ _REQUEST: Final = struct.Struct("=BBBBI48x")  # inet_diag_req_v2: family, protoc
 #: inet_diag_msg: family, state, timer, retrans, the local port, (the other's,) the local
 #: address, (the other's, interface, cookie, expiry,) bytes to read, bytes to write, user, inode.
 _ENTRY: Final = struct.Struct("=BBxx2s2x16s16x4x8x4xI4x4xI")
-_PORT: Final = struct.Struct("!H")
-_PORT_AT: Final = 4  # in there
+#: A filter of the kernel's: code, bytes to go on if so, bytes to go on if not; or a port in the
+#: place of the last. One that ends exactly behind its last step lets the socket pass.
+_STEP: Final = struct.Struct("=BBH")
+_GO, _AT_LEAST, _AT_MOST = 1, 2, 3  # INET_DIAG_BC_JMP, INET_DIAG_BC_S_GE, INET_DIAG_BC_S_LE
+_FILTER: Final = 1  # INET_DIAG_REQ_BYTECODE
+_ATTRIBUTE: Final = struct.Struct("=HH")
 _ROOM: Final = 1 << 16
 
 # net/tcp_states.h: as numbers and as bits of a request
@@ -77,11 +81,11 @@ def look(addresses: Iterable[Address]) -> Sockets:
     waiting: Counter[Address] = Counter()
     accepted: set[int] = set()
     try:
-        for one in _internet(ports) if ports else ():
-            if one.listens:
-                waiting[one.address] += one.queued
-            elif one.inode:
-                accepted.add(one.inode)
+        for family, state, port, host, queued, inode in _internet(ports) if ports else ():
+            if state == _LISTEN:
+                waiting[_address(family, host, port)] += queued
+            elif inode:
+                accepted.add(inode)
         accepted.update(_unix(paths) if paths else ())
     except OSError:  # no such socket here (a sandbox, a kernel without inet_diag), no /proc
         return Sockets({}, frozenset(), complete=False)
@@ -89,29 +93,40 @@ def look(addresses: Iterable[Address]) -> Sockets:
     return Sockets(known, frozenset(accepted), complete=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Socket:
-    address: Address
-    listens: bool
-    queued: int
-    inode: int
+#: Of one socket: family, state, port, host, how many wait, inode.
+_Entry: TypeAlias = tuple[int, int, bytes, bytes, int, int]
 
 
-def _internet(ports: set[int]) -> Iterator[_Socket]:
+def _internet(ports: set[int]) -> Iterator[_Entry]:
+    """Those with such a local port."""
+    steps = _port_in(ports)
+    chosen = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(steps), _FILTER) + steps
     with descriptors.opening():
         line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
         descriptors.own(line)
     try:
         for family in (socket.AF_INET, socket.AF_INET6):
-            body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _OPEN | 1 << _LISTEN)
+            states = _OPEN | 1 << _LISTEN
+            body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, states) + chosen
             size = _HEADER.size + len(body)
             line.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _DUMP, 0, 0) + body)
-            yield from _entries(line, ports)
+            yield from _entries(line)
     finally:
         descriptors.close(line)
 
 
-def _entries(line: socket.socket, ports: set[int]) -> Iterator[_Socket]:
+def _port_in(ports: set[int]) -> bytes:
+    """The filter: without it the kernel tells of the whole machine's connections."""
+    steps, last = b"", len(ports) - 1
+    for place, port in enumerate(sorted(ports)):
+        for code, on in ((_AT_LEAST, 20), (_AT_MOST, 12)):  # else: the next port, or past the end
+            steps += _STEP.pack(code, 8, on) + _STEP.pack(0, 0, port)
+        if place < last:  # it is the one: go behind the last
+            steps += _STEP.pack(_GO, 4, 20 * (last - place))
+    return steps
+
+
+def _entries(line: socket.socket) -> Iterator[_Entry]:
     """The answer to one request, to its end.
 
     Raises:
@@ -126,20 +141,13 @@ def _entries(line: socket.socket, ports: set[int]) -> Iterator[_Socket]:
             if kind == _ERROR:
                 (error,) = struct.unpack_from("=i", data, start + _HEADER.size)
                 raise OSError(-error, os.strerror(-error))
-            (port,) = _PORT.unpack_from(data, start + _HEADER.size + _PORT_AT)
-            if port in ports:  # most are not: the whole machine's
-                yield _entry(data, start + _HEADER.size)
+            yield _ENTRY.unpack_from(data, start + _HEADER.size)
             start += (size + 3) & ~3
 
 
-def _entry(data: bytes, start: int) -> _Socket:
-    family, state, port, host, queued, inode = _ENTRY.unpack_from(data, start)
-    listens = state == _LISTEN
-    name = ""
-    if listens:  # of a connection it is of no interest, and to spell out 10,000 takes a while
-        name = socket.inet_ntop(family, host[:4] if family == socket.AF_INET else host)
-    address = Address(socket.AddressFamily(family), name, int.from_bytes(port, "big"))
-    return _Socket(address, listens, queued, inode)
+def _address(family: int, host: bytes, port: bytes) -> Address:
+    name = socket.inet_ntop(family, host[:4] if family == socket.AF_INET else host)
+    return Address(socket.AddressFamily(family), name, int.from_bytes(port, "big"))
 
 
 def _unix(paths: set[bytes]) -> Iterator[int]:

@@ -97,7 +97,7 @@ def _stat(pid: int) -> list[int]:
 
 
 def _sizes(pid: int) -> dict[bytes, int]:
-    # The kernel walks the page tables for it: some 2 ms for each GB that is resident.
+    # The kernel walks the page tables for it: about 1 ms for an interpreter's 25 MB.
     with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
         return {found[1]: int(found[2]) * 1024 for found in _SIZE.finditer(file.read())}
 

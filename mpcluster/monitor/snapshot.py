@@ -43,8 +43,9 @@ def take(
 ) -> Snapshot:
     """Look at a supervisor and its workers.
 
-    What the kernel or a worker's program does not tell is None. Costs some hundred
-    microseconds a worker, more for those with much memory or many connections.
+    What the kernel or a worker's program does not tell is None. Costs a millisecond or two a
+    worker, more for those with much memory or many connections; and the kernel's walk over the
+    machine's sockets.
 
     Args:
         supervisor: Of this process.

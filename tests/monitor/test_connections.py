@@ -102,6 +102,23 @@ def test_connections_to_another_port_do_not_count(listener: socket.socket) -> No
         assert connections.look([address_of(listener)]).held_by(os.getpid()) == 0
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_of_several_listeners_each_has_its_own(count: int) -> None:
+    with ExitStack() as open_ones:
+        listeners = [
+            open_ones.enter_context(socket.create_server(("127.0.0.1", 0)))
+            for _ in range(count + 1)
+        ]
+        for listener in listeners:
+            for _ in range(2):
+                open_ones.enter_context(connect(listener))
+            open_ones.enter_context(listener.accept()[0])
+        wanted = [address_of(listener) for listener in listeners[:count]]
+        seen = connections.look(wanted)
+        assert seen.waiting == dict.fromkeys(wanted, 1)
+        assert seen.held_by(os.getpid()) == count
+
+
 def test_without_listeners_there_is_nothing() -> None:
     seen = connections.look([])
     assert (seen.waiting, seen.held_by(os.getpid())) == ({}, 0)

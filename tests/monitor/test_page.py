@@ -87,6 +87,11 @@ def test_a_line_has_a_gap_where_nothing_is_known() -> None:
 
 
 @needs_node
+def test_a_chart_is_filled_from_the_first_minute_on() -> None:
+    assert node("[0, 59, 90, 600, 4000].map(spanOf)") == [60, 60, 90, 600, 600]
+
+
+@needs_node
 def test_a_scale_ends_at_a_round_number() -> None:
     assert node("[0, NaN, 0.3, 1, 1.1, 4, 5, 6, 70, 1000].map(ceiling)") == [
         1, 1, 0.5, 1, 2, 5, 5, 10, 100, 1000
