@@ -32,6 +32,7 @@ class Member:
     started: float
     ready_since: float | None = None
     was_ended: bool = False  # by this supervisor: its death is no crash
+    overdue: str | None = None  # why it was ended before it was ready
 
     @property
     def name(self) -> str:
@@ -206,7 +207,8 @@ class Fleet:
         roll = self.roll
         rolled = roll is not None and roll.under_way == slot.number
         if member is slot.incoming or (rolled and member is slot.serving):
-            return [Kill(member.worker, f"was not ready after {self._rules.ready_timeout:g} s")]
+            member.overdue = f"was not ready after {self._rules.ready_timeout:g} s"
+            return [Kill(member.worker, member.overdue)]
         return []
 
     def died(self, worker_id: int, ending: str, *, crashed: bool, now: float) -> list[Order]:
@@ -222,6 +224,8 @@ class Fleet:
         slot = None if member is None else self.slots.get(member.slot)
         if member is None or slot is None:
             return []
+        if member.overdue is not None:
+            ending = f"{member.overdue}, and {ending}"
         if member is slot.incoming:
             slot.incoming = None
             if slot.state is SlotState.ROLLING:
