@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .copies import Copy
+from .copies import Copy, identify
 
 __all__ = ["attempt", "end", "wait", "wait_in_turn"]
 
@@ -40,6 +40,7 @@ _STAY = 4
 
 # Taken now: gevent deletes some of these from the module.
 _epoll = getattr(select, "epoll", None)
+_poll = getattr(select, "poll", None)
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
 _always_ready: int | None = None
 _mine = threading.local()
@@ -86,16 +87,17 @@ def wait_in_turn(copy: Copy, seconds: float | None) -> None:
 
 def wait(copy: Copy, seconds: float, *, writing: bool = False) -> None:
     """Return when the descriptor may be ready, or was ended, or after ``seconds``."""
-    if _epoll is None:
-        poller = select.poll()
+    try:
+        queue = getattr(_mine, "queue", None) or _Queue()
+        _mine.queue = None  # so that a signal's handler which waits, too, takes another
+        queue.enter(copy, writing=writing)
+    except OSError:  # no descriptor is left for one: be woken with all others, then
+        poller = _poll()  # type: ignore[misc]
         poller.register(copy.fd, select.POLLOUT if writing else select.POLLIN)
         poller.poll(seconds * 1000)
         return
-    queue = getattr(_mine, "queue", None) or _Queue()
-    _mine.queue = None  # so that a signal's handler which waits, too, takes another
     copy.waiting.add(queue)
     try:
-        queue.enter(copy, writing=writing)
         if not copy.ended:  # looked at after `waiting` is set: end() misses nobody
             queue.poll(seconds)
     finally:
@@ -108,33 +110,43 @@ class _Queue:
     """The ``epoll`` of one thread, and what it is registered for, if for anything."""
 
     def __init__(self) -> None:
-        assert _epoll is not None
+        if _epoll is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         self._epoll = _epoll()
         self.poll = self._epoll.poll
         self._entered: tuple[Copy, object, bool] | None = None
         self._waits = 0
 
     def enter(self, copy: Copy, *, writing: bool) -> None:
-        """Be registered for this: still, or at the end of the queue."""
+        """Be registered for this: still, or at the end of the queue.
+
+        Raises:
+            OSError: The kernel has no descriptor, or no room, for that.
+        """
         # A drain lays something over the descriptor, and removes what was registered.
         wanted = (copy, copy.identity, writing)
         self._waits += 1
         if self._entered == wanted and self._waits < _STAY:
             return
-        if self._entered == wanted:
-            with contextlib.suppress(OSError):
+        self._leave()
+        mask = select.EPOLLOUT if writing else select.EPOLLIN | _EXCLUSIVE
+        self._epoll.register(copy.fd, mask)
+        self._entered, self._waits = wanted, 0
+
+    def _leave(self) -> None:
+        if self._entered is None:
+            return
+        copy, identity, _ = self._entered
+        if identify(copy.fd) == identity:
+            with contextlib.suppress(OSError):  # a drain has done it
                 self._epoll.unregister(copy.fd)
-        elif self._entered is not None:
-            # Whatever that was may be closed here and open in the master: then it cannot be
-            # removed, and would be reported on and on.
+        else:
+            # Closed here and open in the master, it cannot be removed any more, and would be
+            # reported on and on.
             self._epoll.close()
             self._epoll = _epoll()  # type: ignore[misc]
             self.poll = self._epoll.poll
-        self._entered, self._waits = None, 0
-        mask = select.EPOLLOUT if writing else select.EPOLLIN | _EXCLUSIVE
-        with contextlib.suppress(FileExistsError):
-            self._epoll.register(copy.fd, mask)
-        self._entered = wanted
+        self._entered = None
 
     def wake(self, fd: int) -> None:
         """Let whoever polls see something. In any thread.
