@@ -133,6 +133,7 @@ def _node(port: int, workers: int) -> list[str]:
 
 
 OURS = "mpcluster (slots)"
+SHARED = "mpcluster (shared)"
 BY_MASTER = "mpcluster (round_robin, asyncio)"
 UVICORN = "uvicorn --workers"
 GUNICORN = "gunicorn, uvicorn's worker"
@@ -143,6 +144,7 @@ MASTERS = [
     Master(GUNICORN, _gunicorn("uvicorn.workers.UvicornWorker"), ("gunicorn", "uvicorn")),
     Master("granian", _granian, ("granian", "uvloop")),
     Master("node cluster", _node, ("node",)),
+    Master(SHARED, _ours("shared", "uvloop"), ("uvicorn", "uvloop", "httptools")),
     Master(BY_MASTER, _ours("round_robin", "asyncio"), ("uvicorn", "httptools")),
     Master("uvicorn --workers, asyncio", _uvicorn("asyncio"), ("uvicorn", "httptools")),
 ]
