@@ -6,6 +6,8 @@ one process by itself: ``python serve_masters.py alone - LOOP PORT 1``.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import importlib.util
 import os
 import shutil
@@ -18,6 +20,11 @@ from typing import Any
 
 HOST = "127.0.0.1"
 HERE = Path(__file__).parent
+
+# A real program imports more than this one.
+for module in filter(None, os.environ.get("SERVE_IMPORTS", "").split(",")):
+    importlib.import_module(module)
+
 PADDING = b" " * 100
 
 
@@ -31,11 +38,11 @@ async def app(scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def serve(loop: str, port: int) -> None:
+def configuration(loop: str, port: int) -> Any:
     """Uvicorn with httptools, on that loop."""
     import uvicorn
 
-    uvicorn.run(
+    return uvicorn.Config(
         app,
         host=HOST,
         port=port,
@@ -47,49 +54,25 @@ def serve(loop: str, port: int) -> None:
     )
 
 
+def serve(loop: str, port: int) -> None:
+    import uvicorn
+
+    uvicorn.Server(configuration(loop, port)).run()
+
+
 def ours(policy: str, loop: str, port: int, workers: int) -> None:
     """Be a master of mpcluster; SIGHUP reloads, as everywhere."""
     import mpcluster as cluster
 
-    for module in ("protocols.http.httptools_impl", "lifespan.off", f"loops.{loop}"):
-        importlib.import_module(f"uvicorn.{module}")
+    configuration(loop, port).load()  # imports what each worker would import
+    importlib.import_module(f"uvicorn.loops.{loop}")
+    gc.collect()
+    gc.freeze()  # a collection in a worker would write to every object's page
     cluster.setup(scheduling=policy)
     # min_uptime: here workers are killed twice a second, which is no crash loop.
     supervisor = cluster.supervise(serve, workers, (loop, port), min_uptime=0)
     signal.signal(signal.SIGHUP, lambda *_: supervisor.reload())
     supervisor.wait()
-
-
-#: As Node's own documentation has it; a reload is the program's own there: one by one, the new
-#: worker listens before the old one is disconnected.
-NODE = """
-const cluster = require('node:cluster'), http = require('node:http');
-const [port, workers] = process.argv.slice(2).map(Number);
-if (cluster.isPrimary) {
-  const leaving = new Set();
-  for (let i = 0; i < workers; i++) cluster.fork();
-  cluster.on('exit', (worker) => { if (!leaving.has(worker.id)) cluster.fork(); });
-  process.on('SIGHUP', () => {
-    const old = Object.values(cluster.workers);
-    const next = () => {
-      const worker = old.pop();
-      if (!worker) return;
-      cluster.fork().once('listening', () => {
-        leaving.add(worker.id);
-        worker.disconnect();
-        next();
-      });
-    };
-    next();
-  });
-} else {
-  http.createServer((request, response) => {
-    const body = `${process.pid} ${request.url}` + ' '.repeat(100);
-    response.writeHead(200, {'Content-Length': Buffer.byteLength(body)});
-    response.end(body);
-  }).listen(port, '127.0.0.1');
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -146,10 +129,11 @@ def _granian(port: int, workers: int) -> list[str]:
 
 
 def _node(port: int, workers: int) -> list[str]:
-    return ["node", "-e", NODE, str(port), str(workers)]
+    return ["node", str(HERE / "serve_node.js"), str(port), str(workers)]
 
 
 OURS = "mpcluster (slots)"
+SHARED = "mpcluster (shared)"
 BY_MASTER = "mpcluster (round_robin, asyncio)"
 UVICORN = "uvicorn --workers"
 GUNICORN = "gunicorn, uvicorn's worker"
@@ -160,6 +144,7 @@ MASTERS = [
     Master(GUNICORN, _gunicorn("uvicorn.workers.UvicornWorker"), ("gunicorn", "uvicorn")),
     Master("granian", _granian, ("granian", "uvloop")),
     Master("node cluster", _node, ("node",)),
+    Master(SHARED, _ours("shared", "uvloop"), ("uvicorn", "uvloop", "httptools")),
     Master(BY_MASTER, _ours("round_robin", "asyncio"), ("uvicorn", "httptools")),
     Master("uvicorn --workers, asyncio", _uvicorn("asyncio"), ("uvicorn", "httptools")),
 ]

@@ -1,7 +1,7 @@
 """What do reloads, kills, requests and workers cost, beside the masters that people use today?
 
     python benchmarks/serve_peers.py [--masters NAME ...] [--parts reload kill rate memory]
-        [--reloads 5] [--kills 10] [--rounds 5] [--plot FILE]
+        [--reloads 5] [--kills 10] [--rounds 5] [--imports flask,aiohttp.web] [--plot FILE]
 
 The same app, loop and parser under each (:mod:`serve_masters`; granian has a loop and a parser of
 its own, and Node another app), two workers, and a strict client
@@ -219,8 +219,10 @@ def main() -> None:
     parser.add_argument("--reloads", type=int, default=5)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--imports", default="", help="modules that the app imports, by commas")
     parser.add_argument("--plot", type=Path, help="a picture of the losses (matplotlib)")
     arguments = parser.parse_args()
+    os.environ["SERVE_IMPORTS"] = arguments.imports
     if "rate" in arguments.parts and shutil.which("wrk") is None:
         parser.error("requests/s are measured with wrk, which is not installed")
     masters = [

@@ -70,8 +70,14 @@ def accepts(copy: Copy) -> bool:
 
 
 def wait_alone(copy: Copy, timeout: float | None) -> bool:
-    """Wait in turn with the other processes, as who polls nothing else; is one there?"""
+    """Wait in turn with the other processes, as who polls nothing else; is one there?
+
+    It waits before it looks: to look first would be one system call more where there is
+    nothing, and to jump the queue where there is.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
+    if timeout != 0 and not (copy.listener.taken or copy.ended):
+        waiting.wait_in_turn(copy, timeout)
     while not is_ready(copy):
         remaining = None if deadline is None else deadline - time.monotonic()
         if remaining is not None and remaining <= 0:

@@ -6,9 +6,11 @@ wants to block does it here, in Python.
 A thread that blocks in ``accept(2)`` is woken alone and in turn: the kernel hands
 connections to blocked acceptors first-in first-out, which spreads them evenly over
 workers. ``poll()`` would wake every worker for each connection. So each thread that waits
-has an ``epoll`` of its own, in which it registers with ``EPOLLEXCLUSIVE`` anew for each
-wait: that puts it at the end of the queue, which a lasting registration would not. It ends
-with the thread; a forked child, whose queue would be the parent's too, gets a new one.
+has an ``epoll`` of its own, in which it registers with ``EPOLLEXCLUSIVE``, and every few waits
+anew: that puts it at the end of the queue, where a registration that lasts would stay the
+first. (Each time would be two system calls a connection, and in each the interpreter may go
+to another thread.) It ends with the thread; a forked child, whose queue would be the parent's
+too, gets a new one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .copies import Copy
+from .copies import Copy, identify
 
 __all__ = ["attempt", "end", "wait", "wait_in_turn"]
 
@@ -32,8 +34,13 @@ T = TypeVar("T")
 #: connection would lie there until the next one comes; so look again now and then.
 _ROUND = 1.0  # seconds
 
+#: Waits until a thread goes to the end of the queue: where connections come one at a time, a
+#: worker gets so many in a row.
+_STAY = 4
+
 # Taken now: gevent deletes some of these from the module.
 _epoll = getattr(select, "epoll", None)
+_poll = getattr(select, "poll", None)
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
 _always_ready: int | None = None
 _mine = threading.local()
@@ -80,24 +87,74 @@ def wait_in_turn(copy: Copy, seconds: float | None) -> None:
 
 def wait(copy: Copy, seconds: float, *, writing: bool = False) -> None:
     """Return when the descriptor may be ready, or was ended, or after ``seconds``."""
-    if _epoll is None:
-        poller = select.poll()
+    try:
+        queue = getattr(_mine, "queue", None) or _Queue()
+        _mine.queue = None  # so that a signal's handler which waits, too, takes another
+        queue.enter(copy, writing=writing)
+    except OSError:  # no descriptor is left for one: be woken with all others, then
+        poller = _poll()  # type: ignore[misc]
         poller.register(copy.fd, select.POLLOUT if writing else select.POLLIN)
         poller.poll(seconds * 1000)
         return
-    queue = getattr(_mine, "queue", None) or _epoll()
-    _mine.queue = None  # so that a signal's handler which waits, too, takes another
     copy.waiting.add(queue)
     try:
-        queue.register(copy.fd, select.EPOLLOUT if writing else select.EPOLLIN | _EXCLUSIVE)
         if not copy.ended:  # looked at after `waiting` is set: end() misses nobody
             queue.poll(seconds)
-        with contextlib.suppress(OSError):  # a drain has done it
-            queue.unregister(copy.fd)
     finally:
         copy.waiting.discard(queue)
     if not copy.ended:  # else what has ended the wait is registered, too
         _mine.queue = queue
+
+
+class _Queue:
+    """The ``epoll`` of one thread, and what it is registered for, if for anything."""
+
+    def __init__(self) -> None:
+        if _epoll is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        self._epoll = _epoll()
+        self.poll = self._epoll.poll
+        self._entered: tuple[Copy, object, bool] | None = None
+        self._waits = 0
+
+    def enter(self, copy: Copy, *, writing: bool) -> None:
+        """Be registered for this: still, or at the end of the queue.
+
+        Raises:
+            OSError: The kernel has no descriptor, or no room, for that.
+        """
+        # A drain lays something over the descriptor, and removes what was registered.
+        wanted = (copy, copy.identity, writing)
+        self._waits += 1
+        if self._entered == wanted and self._waits < _STAY:
+            return
+        self._leave()
+        mask = select.EPOLLOUT if writing else select.EPOLLIN | _EXCLUSIVE
+        self._epoll.register(copy.fd, mask)
+        self._entered, self._waits = wanted, 0
+
+    def _leave(self) -> None:
+        if self._entered is None:
+            return
+        copy, identity, _ = self._entered
+        if identify(copy.fd) == identity:
+            with contextlib.suppress(OSError):  # a drain has done it
+                self._epoll.unregister(copy.fd)
+        else:
+            # Closed here and open in the master, it cannot be removed any more, and would be
+            # reported on and on.
+            self._epoll.close()
+            self._epoll = _epoll()  # type: ignore[misc]
+            self.poll = self._epoll.poll
+        self._entered = None
+
+    def wake(self, fd: int) -> None:
+        """Let whoever polls see something. In any thread.
+
+        Raises:
+            OSError, ValueError: Its thread has left meanwhile, or was woken already.
+        """
+        self._epoll.register(fd, select.EPOLLIN)
 
 
 def end(copy: Copy) -> None:
@@ -110,7 +167,7 @@ def end(copy: Copy) -> None:
         _always_ready = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     for queue in list(copy.waiting):
         try:
-            queue.register(_always_ready, select.EPOLLIN)
+            queue.wake(_always_ready)
         except (OSError, ValueError):  # its thread has left meanwhile, or is ended already
             continue
 

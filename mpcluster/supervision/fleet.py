@@ -224,7 +224,8 @@ class Fleet:
         slot = None if member is None else self.slots.get(member.slot)
         if member is None or slot is None:
             return []
-        ending = member.fault or ending
+        if member.fault is not None:
+            ending = f"{member.fault}, and {ending}"
         if member is slot.incoming:
             slot.incoming = None
             if slot.state is SlotState.ROLLING:

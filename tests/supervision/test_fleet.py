@@ -190,6 +190,9 @@ class TestReload:
         (kill,) = it.fleet.ready_overdue(it.incoming(0))
         assert isinstance(kill, Kill)
         assert kill.worker.id == it.incoming(0)
+        (finish,) = it.dies(it.incoming(0), "was killed by SIGTERM")
+        assert isinstance(finish, Finish)
+        assert "was not ready after 60 s, and was killed by SIGTERM" in str(finish.failure)
 
     def test_one_that_is_merely_slow_at_the_first_start_is_left_alone(self) -> None:
         it = yard(filled=False)
