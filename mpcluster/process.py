@@ -183,7 +183,7 @@ class ClusterProcess(Unheard, context.ForkProcess):
         popen.on_end = self._note_end
         self._family.workers[self._id] = self
         if popen.returncode is not None:
-            popen.poll()  # another thread was quick to look
+            self.look_after_unheard()  # another thread was quick
 
     def _is_heard(self) -> bool:
         assert self._popen is not None

@@ -83,8 +83,8 @@ class Unheard:
 
     def look_after_unheard(self) -> None:
         """If it has ended with nobody hearing of it, take that in. Any thread."""
-        if self._popen is not None and self._is_asleep():
-            self._popen.poll()
+        if self._is_asleep():
+            self._itself().is_alive()  # reaps it, and multiprocessing forgets it
 
     def _note_end(self) -> Callable[[], object]:
         """It is reaped, and all that it has said lies in the channel. Under `Popen.reaping`."""
