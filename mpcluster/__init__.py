@@ -9,9 +9,9 @@ The layers, lowest first; each imports only what stands above it in this list::
     watching    watcher                           one thread, one epoll, a process
     sockets     listeners, registry, scheduling,  the root master's shared listeners,
                 sharing, drain                    and how a worker comes by them
-    processes   forking, leash, popen, family,    a worker, from both sides
-                upstream, hearing, leaving, workerside, post, downstream, life,
-                process, mainprogram, context
+    processes   forking, leash, family, upstream, a worker, from both sides
+                hearing, leaving, workerside, descent, popen, post, downstream,
+                life, unheard, process, mainprogram, context
     cluster     ending, registrar, recruiting,    what a program calls
                 supervision, cluster
     work        pool, joblib                      tasks, on workers
@@ -33,8 +33,8 @@ from collections.abc import Callable as _Callable
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from mpcluster import descent as _descent
 from mpcluster import family as _family
-from mpcluster import popen as _popen
 from mpcluster import workerside as _workerside
 from mpcluster.configuration import Settings
 from mpcluster.context import get_context
@@ -130,7 +130,7 @@ if _TYPE_CHECKING:
     settings: Settings
 
 # A program that a worker executes inherits the variable, and is no worker.
-_os.environ.pop(_popen.WORKER_ID_VARIABLE, None)
+_os.environ.pop(_descent.WORKER_ID_VARIABLE, None)
 
 # What differs from process to process is looked up at each use.
 _LIVE: dict[str, _Callable[[], _Any]] = {

@@ -164,6 +164,9 @@ class Family:
         self._unheard[key] = weakref.ref(worker)
         while len(self._unheard) > MOST_DEAD_KEPT:
             self._unheard.pop(min(self._unheard), None)
+        if worker.made_emitter is not None or self.hears_anything():
+            # Its subscriber has come in just now, and looked for it here in vain.
+            watcher.current().call_soon(lambda: self._tell_of_unheard(key))
 
     def rouse(self) -> None:
         """Let the watcher look after every worker, heard or not. Any thread."""

@@ -180,7 +180,7 @@ def empty_stdin() -> io.TextIOWrapper:
 
     It stays open for good; all that a process forks inherits it.
     """
-    return open(os.devnull, encoding="utf-8")
+    return open(os.open(os.devnull, os.O_RDONLY), encoding="utf-8", closefd=False)
 
 
 def become_main_thread() -> None:

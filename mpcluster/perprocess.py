@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from _thread import get_ident
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["before", "begin_with", "bequests", "mine"]
+__all__ = ["AT_END", "before", "begin_with", "bequests", "mine"]
 
 _mine: dict[str, Any] = {}
 
@@ -32,6 +32,10 @@ def mine() -> dict[str, Any]:
 def before() -> dict[str, Any]:
     """In a child: what its parent had at the fork; nothing in a process that is none."""
     return _inherited[-1] if _inherited else {}
+
+
+#: Under which name a child may have what is to be called when its program is over.
+AT_END: Final = "at its end"
 
 
 def begin_with(belongings: dict[str, Any]) -> None:

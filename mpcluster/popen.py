@@ -11,7 +11,6 @@ the watcher among them, may look at once. And a child that somebody else has rea
 from __future__ import annotations
 
 import _socket
-import operator
 import os
 import select
 import signal
@@ -19,73 +18,25 @@ import struct
 import sys
 from _thread import RLock, get_ident
 from collections.abc import Callable
-from fcntl import fcntl, ioctl
-from functools import partial
+from fcntl import ioctl
 from multiprocessing import popen_fork
-from os import _exit as leave
-from os import getpid, write
-from typing import Any, Final, Protocol, TypeAlias
+from termios import FIONREAD
+from typing import Final
 
-from mpcluster import descriptors, forking, interpreter, leash, perprocess, watcher
-from mpcluster.greeting import ONLINE
-from mpcluster.interpreter import (
-    count_exit_functions,
-    environ_data,
-    flush_std_streams,
-    run_exit_functions,
-)
-from mpcluster.leash import PUT_ON
+from mpcluster import descent, descriptors, forking, interpreter, leash, perprocess, watcher
+from mpcluster.descent import Newborn
 
-__all__ = ["AT_END", "UNKNOWN_EXITCODE", "WORKER_ID_VARIABLE", "Heritage", "Popen", "own_pidfd"]
+__all__ = ["UNKNOWN_EXITCODE", "Popen", "own_pidfd"]
 
 #: The exit code of a child whose status somebody else has taken, on kernels that do not
 #: keep it (before 6.15); the same number as asyncio's child watchers give.
 UNKNOWN_EXITCODE: Final = 255
 
 
+_NO_SIZE: Final = bytes(4)
+
 #: Milliseconds of one wait, some weeks: poll(2) takes no more.
 _LONGEST: Final = 2**31 - 1
-
-
-#: As CPython's own Popen of that version does.
-_RENEWS_EXIT_FUNCTIONS: Final = sys.version_info >= (3, 13)
-
-_LEASH: Final = leash.__name__
-
-#: Under which name a child may have among its own what is to be called when its program is over.
-AT_END: Final = f"{__name__}.at_end"
-
-
-#: What a child begins with. Its parent makes it, before the fork, for whatever a child writes to,
-#: if only to count a reference, is memory to copy. Dearest is a function of Python's that it is the
-#: first to run, then a look-up in a module; next to nothing costs what `partial` makes ready.
-Heritage: TypeAlias = tuple[
-    dict[str, Any],  # what is its own, by name: :mod:`perprocess`
-    tuple[Callable[[], object], ...],  # steps, to be called one after the other
-    bytes,  # its number
-    Callable[[], object],  # what it shall ``run()``
-    Callable[[], object] | None,  # to be called when it has said that it runs
-]
-
-#: Set in a worker's environment, for logs. Which process is a worker is never read from it.
-WORKER_ID_VARIABLE: Final = "MPCLUSTER_WORKER_ID"
-_WORKER_ID: Final = os.fsencode(WORKER_ID_VARIABLE)
-_NUMBERING: Final[tuple[Callable[[bytes], object], ...]] = (
-    partial(os.putenv, _WORKER_ID),
-    partial(operator.setitem, environ_data, _WORKER_ID),
-)
-
-
-class Child(Protocol):
-    """What Popen needs of the process object."""
-
-    run: Callable[[], object]
-
-    def _bequeath(self, connection: int) -> Heritage: ...
-
-    def _attend(self) -> None: ...
-
-    def _bootstrap(self, parent_sentinel: int | None = None) -> int: ...
 
 
 class Popen(popen_fork.Popen):
@@ -107,7 +58,7 @@ class Popen(popen_fork.Popen):
     #: is called under `reaping` as well, and returns what is to be called after it.
     on_end: Callable[[], Callable[[], object]] | None = None
 
-    def _launch(self, process_obj: Child) -> None:
+    def _launch(self, process_obj: Newborn) -> None:
         self._begin()
         opened: tuple[int, ...] = ()
         try:
@@ -123,25 +74,17 @@ class Popen(popen_fork.Popen):
             the_watcher = watcher.current()
             # The watcher counts when it is in the middle of a call; the child can tell.
             threaded = interpreter.count_threads() > the_watcher.is_running()
-            heritage = process_obj._bequeath(theirs)  # noqa: SLF001
-            mine = heritage[0]
+            heritage = descent.bequeath(process_obj, theirs, end)
             if end >= 0:
-                mine[_LEASH] = end
                 poll.register(end, select.POLLIN)
             me = get_ident()
-            perprocess.bequests[me] = mine
+            perprocess.bequests[me] = heritage[0]
             try:
                 pid = forking.fork((theirs, parent_sentinel, end, the_watcher.bell))
                 if pid == 0:
                     threaded = threaded or the_watcher.calls_under_way > 0
-                    _be_child(
-                        process_obj,
-                        heritage,
-                        theirs,
-                        parent_sentinel,
-                        poll,
-                        end=end,
-                        threaded=threaded,
+                    descent.be_child(
+                        process_obj, heritage, parent_sentinel, poll, threaded=threaded
                     )
             finally:
                 del perprocess.bequests[me]
@@ -181,13 +124,13 @@ class Popen(popen_fork.Popen):
         self._open_sentinels = [self.sentinel]
 
     @staticmethod
-    def run_child(process_obj: Child, connection: int, sentinel: int, *, threaded: bool) -> None:
+    def run_child(process_obj: Newborn, connection: int, sentinel: int, *, threaded: bool) -> None:
         """In a child for which nothing is prepared: be that process. Does not return."""
-        heritage = process_obj._bequeath(connection)  # noqa: SLF001
+        heritage = descent.bequeath(process_obj, connection, -1)
         perprocess.begin_with(heritage[0])
         poll = select.poll()
         poll.register(connection, select.POLLIN)
-        _be_child(process_obj, heritage, connection, sentinel, poll, end=-1, threaded=threaded)
+        descent.be_child(process_obj, heritage, sentinel, poll, threaded=threaded)
 
     # -- the parent ------------------------------------------------------------------------
 
@@ -228,6 +171,10 @@ class Popen(popen_fork.Popen):
         if self.returncode is None and not self._ended(timeout):
             return None
         return self.poll()
+
+    def unread(self) -> int:
+        """How many bytes the child has said that nobody has read."""
+        return int.from_bytes(ioctl(self.connection, FIONREAD, _NO_SIZE), sys.byteorder)
 
     def watch(self) -> None:
         """From now on the watcher waits for the sentinel, so it is not closed."""
@@ -288,73 +235,6 @@ class Popen(popen_fork.Popen):
                 pass  # it has ended in the meantime
 
     _send_signal = send_signal  # as the base class calls it
-
-
-def _be_child(  # noqa: C901, PLR0912  # one function: each would be pages to copy
-    process_obj: Child,
-    heritage: Heritage,
-    connection: int,
-    sentinel: int,
-    poll: select.poll,
-    *,
-    end: int,
-    threaded: bool,
-) -> None:
-    """In the child: be that process, to its end. Does not return.
-
-    Args:
-        process_obj: The process to be.
-        heritage: What it begins with.
-        connection: This side's end of the channel.
-        sentinel: What becomes readable when the parent ends.
-        poll: Finds the channel ready, or the leash, where that needs to be looked after.
-        end: The leash that was cut for it; -1 where it has to do that itself.
-        threaded: A thread that did not come along may have been in the middle of something.
-    """
-    code = 1
-    try:
-        if end >= 0:
-            fcntl(end, PUT_ON, getpid())
-        else:
-            leash.wear()
-        mine, steps, number, run, settle = heritage
-        for step in steps:
-            step()
-        for name in _NUMBERING:
-            name(number)
-        if threaded:
-            interpreter.become_main_thread()
-            interpreter.forget_imports_of_other_threads()
-            interpreter.renew_std_streams()
-        process_obj.run = run
-        try:
-            write(connection, ONLINE)
-        except OSError:
-            pass  # the parent is gone already
-        if settle is not None:
-            settle()
-        for ready, _ in poll.poll(0):
-            if ready == end:
-                os.kill(os.getpid(), signal.SIGKILL)  # the master ended before it was put on
-            # The signal that goes with it came, maybe, before there was a handler.
-            process_obj._attend()  # noqa: SLF001
-        code = process_obj._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
-        at_end = mine.get(AT_END)
-        if at_end is not None:
-            at_end()
-    except KeyboardInterrupt:
-        interpreter.die_of_sigint()  # before its program began
-    except BaseException:  # noqa: BLE001
-        import traceback
-
-        traceback.print_exc()  # the base class prints those of the program
-    finally:
-        if _RENEWS_EXIT_FUNCTIONS:
-            more_than_its_own = count_exit_functions() > 1
-            run_exit_functions()
-            if more_than_its_own:  # which may have printed something
-                flush_std_streams()
-        leave(code)
 
 
 def _open_sentinel(pid: int) -> int:

@@ -9,32 +9,18 @@ from __future__ import annotations
 import errno
 import os
 import signal as _signal
-import sys
 import weakref
-from _thread import get_ident  # the threads' own: gevent's names greenlets
 from collections.abc import Callable, Iterable, Mapping
-from fcntl import ioctl
-from functools import partial
 from multiprocessing import context
-from termios import FIONREAD
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from mpcluster import arguments, descriptors, family, watcher, workerside
+from mpcluster import arguments, family, watcher
 from mpcluster.errors import NotMasterError
 from mpcluster.events import Callback, Emitter
-from mpcluster.greeting import ONLINE
-from mpcluster.interpreter import (
-    RENEWING_EXIT_FUNCTIONS,
-    empty_stdin,
-    environ,
-    get_handler,
-    set_handler,
-)
-from mpcluster.leaving import run
 from mpcluster.life import Life
-from mpcluster.popen import WORKER_ID_VARIABLE, Heritage, Popen
+from mpcluster.popen import Popen
 from mpcluster.states import WorkerState
-from mpcluster.workerside import on_sigurg
+from mpcluster.unheard import Unheard
 
 if TYPE_CHECKING:
     from mpcluster import messages
@@ -44,29 +30,8 @@ __all__ = ["ClusterProcess"]
 
 C = TypeVar("C", bound=Callback)
 
-_NO_SIZE: Final = bytes(4)
-_STDIN: Final = f"{__name__}.stdin"
-_WORKERSIDE: Final = workerside.__name__
 
-# Steps of a child, all of them C's and all made here, so that they lie together in memory.
-_STEPS: Final[tuple[Callable[[], object], ...]] = (
-    tuple(map(partial, RENEWING_EXIT_FUNCTIONS)) if sys.version_info >= (3, 13) else ()
-)
-# Not with `siginterrupt(SIGURG, False)`: the kernel would go on with a wait for a lock as if
-# nothing had come, and the main thread never run the handler.
-_SIGURG: Final = int(_signal.SIGURG)
-_NOT_THE_PROGRAMS: Final = (int(_signal.SIG_DFL), None, on_sigurg)
-_STEPS_AND_SIGURG: Final[tuple[Callable[[], object], ...]] = (
-    *_STEPS,
-    partial(set_handler, _SIGURG, on_sigurg),
-)
-_WITHOUT_STDIN: Final[tuple[Callable[[], object], ...]] = (
-    partial(setattr, sys, "stdin", None),
-    partial(setattr, sys, "__stdin__", None),
-)
-
-
-class ClusterProcess(context.ForkProcess):
+class ClusterProcess(Unheard, context.ForkProcess):
     """A process of this cluster; takes the place of ``multiprocessing.Process``.
 
     Args:
@@ -97,9 +62,6 @@ class ClusterProcess(context.ForkProcess):
     _cwd: str | None = None
     _share_ports = False
     _id: int | None = None
-    _life: Life | None = None
-    #: When it has ended and nobody has heard of it: had it said that it runs?
-    _has_run: bool | None = None
 
     if TYPE_CHECKING:  # of BaseProcess, which typeshed leaves out
         _closed: bool
@@ -149,10 +111,9 @@ class ClusterProcess(context.ForkProcess):
             return self._life.state
         if self._has_run is not None:
             return WorkerState.DEAD
-        popen = self._popen
-        if popen is None:
+        if self._popen is None:
             return WorkerState.NEW
-        return WorkerState.ONLINE if self._is_asleep() and _said(popen) else WorkerState.STARTING
+        return WorkerState.ONLINE if self._has_greeted() else WorkerState.STARTING
 
     @property
     def is_connected(self) -> bool:
@@ -222,7 +183,7 @@ class ClusterProcess(context.ForkProcess):
         popen.on_end = self._note_end
         self._family.workers[self._id] = self
         if popen.returncode is not None:
-            popen.poll()  # another thread was quick to look
+            self.look_after_unheard()  # another thread was quick
 
     def _is_heard(self) -> bool:
         assert self._popen is not None
@@ -234,126 +195,6 @@ class ClusterProcess(context.ForkProcess):
             or not self._popen.has_bell
             or self._family.hears_anything()
         )
-
-    # -- while nobody hears of it --------------------------------------------------------------
-    #
-    # Most plain processes are started and joined, and nothing else. Such a one has no life in the
-    # watcher's thread: who joins it takes in its end. It gets one with the first subscription
-    # or message, when it rings, or by itself soon (`Watcher.when_woken`). Which of the two comes
-    # first is decided under `Popen.reaping`.
-
-    def rouse(self) -> Life | None:
-        """Let the watcher look after it, if that is to be; return its life. Any thread.
-
-        Raises:
-            OSError: The system has no room to watch it; it was killed.
-        """
-        popen = self._popen
-        if popen is None or not self._is_asleep():
-            return self._life
-        with popen.reaping:
-            on_end, popen.on_end = popen.on_end, None
-            if on_end is None:
-                # Another thread has been here.
-                return self._life
-            self._life = Life(self, popen, self._settings, self._family)
-        self._begin_life()
-        return self._life
-
-    def _is_asleep(self) -> bool:
-        popen = self._popen
-        return popen is not None and popen.on_end is not None and self._parent_pid == os.getpid()
-
-    def _begin_life(self) -> None:
-        popen, life = self._popen, self._life
-        assert popen is not None
-        assert life is not None
-        try:
-            life.begin()
-        except OSError:
-            popen.kill()
-            popen.wait()
-            life.abandon()
-            raise
-
-    def look_after_unheard(self) -> None:
-        """If it has ended with nobody hearing of it, take that in. Any thread."""
-        if self._popen is not None and self._is_asleep():
-            self._popen.poll()
-
-    def _note_end(self) -> Callable[[], object]:
-        """It is reaped, and all that it has said lies in the channel. Under `Popen.reaping`."""
-        popen = self._popen
-        assert popen is not None
-        size = _said(popen)
-        if size > len(ONLINE):
-            self._life = Life(self, popen, self._settings, self._family)
-            return self._begin_life
-        self._has_run = size > 0
-        return self._end_unheard
-
-    def _end_unheard(self) -> None:
-        assert self._popen is not None
-        descriptors.close_numbers(self._popen.connection)
-        self._family.bury_unheard(self)
-
-    def tell_of_past(self) -> None:
-        """Somebody hears of it now, after its end. In the watcher's thread."""
-        popen = self._popen
-        if popen is not None and self._life is None and self._has_run is not None:
-            self._life = Life(self, popen, self._settings, self._family)
-            self._life.tell_of_past(has_run=self._has_run)
-
-    # -- the child ---------------------------------------------------------------------------
-
-    def _bequeath(self, connection: int) -> Heritage:
-        """Before the fork: make ready what the child begins with."""
-        number = self._id
-        assert number is not None
-        # The thread that forks is the child's main thread.
-        papers: workerside.Papers = number, connection, self._settings, self.post, get_ident()
-        mine: dict[str, Any] = {_WORKERSIDE: papers}
-        steps = _STEPS
-        if get_handler(_SIGURG) in _NOT_THE_PROGRAMS:
-            steps = _STEPS_AND_SIGURG
-        stdin = sys.stdin
-        if stdin is not None:
-            # As `_bootstrap` would do it. That makes an object for each child, and closes the
-            # old one, whose lock a thread may hold that does not come along: so it is kept.
-            mine[_STDIN] = stdin
-            stdin = empty_stdin()
-            steps += _WITHOUT_STDIN
-        is_special = self._env or self._cwd or self._share_ports or self.post
-        settle = self._settle if is_special or os.environ is not environ else None
-        # What `_bootstrap` will call, a subclass's too.
-        return mine, steps, b"%d" % number, partial(run, mine, stdin, self.run), settle
-
-    def _attend(self) -> None:
-        """In the child: its parent has something to say already."""
-        myself = workerside.current()
-        assert myself is not None
-        myself.attend()
-
-    def _settle(self) -> None:
-        """In the child: all that is not usual."""
-        if self.post is not None:
-            self.post.take_up()
-        if os.environ is not environ:  # the program has put something else in its place
-            os.environ[WORKER_ID_VARIABLE] = str(self._id)
-        if self._env:
-            os.environ.update(self._env)
-        if self._cwd is not None:
-            os.chdir(self._cwd)
-        if not self._share_ports and self.post is None:
-            return
-        myself = workerside.current()
-        assert myself is not None
-        if self._share_ports:
-            from mpcluster import drain, sharing
-
-            sharing.install(myself.request, myself.tell)
-            drain.install()
-        myself.attend()
 
     # -- talking to it -----------------------------------------------------------------------
 
@@ -503,11 +344,6 @@ class ClusterProcess(context.ForkProcess):
                 self._life.wait_until_told()
         super().close()
         self._family.forget(self)
-
-
-def _said(popen: Popen) -> int:
-    """How many bytes it has said that nobody has read."""
-    return int.from_bytes(ioctl(popen.connection, FIONREAD, _NO_SIZE), sys.byteorder)
 
 
 def _subscription_to(process: ClusterProcess) -> Callable[[str], None]:

@@ -17,7 +17,7 @@ from mpcluster import arguments, descriptors, perprocess, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Callback, Emitter, KeptEvents, call
 from mpcluster.leaving import Program
-from mpcluster.popen import AT_END
+from mpcluster.perprocess import AT_END
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import mpcluster
-from mpcluster import ChannelClosedError, ClusterProcess, WorkerState, popen, watcher
+from mpcluster import ChannelClosedError, ClusterProcess, WorkerState, descent, watcher
 from mpcluster.family import Family
 from mpcluster.life import Life
 from mpcluster.popen import Popen
@@ -137,7 +137,7 @@ def test_who_subscribes_to_all_after_all_of_it_is_told_of_each_in_order(
 def test_one_that_was_killed_before_it_could_say_that_it_runs_is_not_told_to_have_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(popen, "write", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(descent, "write", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     one = ClusterProcess(target=nothing)
     one.start()
     one.join()
@@ -340,7 +340,7 @@ def test_one_that_only_runs_and_ends_needs_no_channel(monkeypatch: pytest.Monkey
 def test_who_subscribes_to_fork_when_nothing_else_has_come_is_told_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(popen, "write", lambda *_: None)  # it does not say that it runs
+    monkeypatch.setattr(descent, "write", lambda *_: None)  # it does not say that it runs
     with Gate() as gate:
         one = ClusterProcess(target=gate.wait)
         one.start()
@@ -359,7 +359,7 @@ def test_who_subscribes_to_fork_when_nothing_else_has_come_is_told_of_it(
 def test_who_subscribes_to_fork_of_all_is_told_of_those_that_live(
     relatives: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(popen, "write", lambda *_: None)
+    monkeypatch.setattr(descent, "write", lambda *_: None)
     with Gate() as gate:
         workers = [ClusterProcess(target=gate.wait) for _ in range(2)]
         for worker in workers:

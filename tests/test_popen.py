@@ -16,21 +16,22 @@ from typing import Any
 import pytest
 
 from mpcluster import descriptors, popen
-from mpcluster.popen import UNKNOWN_EXITCODE, Heritage, Popen
+from mpcluster.configuration import Settings
+from mpcluster.popen import UNKNOWN_EXITCODE, Popen
 
 
 class Child:
     """The least that a Popen asks of a process object."""
 
+    id = 1
+    post: Any = None
+    _settings = Settings()
+    _env = _cwd = None
+    _share_ports = False
+
     def __init__(self, code: int = 0, *, wait: bool = False) -> None:
         self.code = code
         self.wait = wait
-
-    def _bequeath(self, channel: int) -> Heritage:
-        return {}, (), b"1", self.run, None
-
-    def _attend(self) -> None:
-        raise AssertionError("its parent has said nothing")
 
     def run(self) -> None:
         raise AssertionError("`_bootstrap` is not that of a process")
@@ -202,11 +203,10 @@ def test_it_stays_open_while_it_is_watched_and_is_closed_then() -> None:
 
 def test_what_fails_before_the_program_begins_is_printed(capfd: Any) -> None:
     class Failing(Child):
-        def _bequeath(self, channel: int) -> Heritage:
-            return {}, (self.fail,), b"1", self.run, None
-
-        def fail(self) -> None:
-            raise RuntimeError("on its way in")
+        class post:  # noqa: N801
+            @staticmethod
+            def take_up() -> None:
+                raise RuntimeError("on its way in")
 
     one = Popen(Failing())
     assert one.wait() == 1
