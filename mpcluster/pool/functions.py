@@ -27,6 +27,9 @@ __all__ = ["DEEPEST", "Function", "Functions"]
 DEEPEST: Final = 2048
 #: Seconds of work that a worker is given in advance.
 _AHEAD: Final = 2e-3
+#: Calls whose time is doubted when it is long, and the seconds from which on it is believed.
+_FEW: Final = 8
+_SURELY_SLOW: Final = 0.02
 
 
 class Function:
@@ -59,8 +62,11 @@ class Function:
     def ran(self, calls: int, seconds: float) -> None:
         """Take note of how long it takes."""
         mean = seconds / calls
-        # A function that has become slow is believed at once, one that was quick by and by.
+        # A function that has become slow is believed at once, one that was quick by and by. But
+        # a few calls of some milliseconds were held up by another process, as likely as not.
         known = self._mean
+        if known and calls < _FEW and mean < _SURELY_SLOW:
+            mean = min(mean, 4 * known)
         self._mean = mean if not known or mean > known else 0.7 * known + 0.3 * mean
         self.depth = max(1, min(DEEPEST, int(_AHEAD / max(self._mean, 1e-9))))
 
