@@ -73,6 +73,7 @@ class Doomed:
     given = function = None
     deaths = 0
     count: Final = 1
+    left: Final = 1
     options = Options(0.0, 0)
 
     def __init__(self, call: Call, link: Any) -> None:

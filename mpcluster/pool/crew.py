@@ -7,6 +7,7 @@ again: the pool is *broken* then, and says why to everybody.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -121,8 +122,9 @@ class Crew:
                 self._template = Template(self._prototype, self._plan)
                 self._prototype = None
         finally:
-            for recruit in started:
-                self._enlist(recruit)
+            with contextlib.ExitStack() as each:  # whatever becomes of the others
+                for recruit in reversed(started):
+                    each.callback(self._enlist, recruit)
 
     def _recruit(self) -> _Recruit:
         line = Line()
@@ -137,7 +139,13 @@ class Crew:
 
     def _enlist(self, recruit: _Recruit) -> None:
         process = recruit.process
-        link = Link(recruit.line, process, self._quota)
+        try:
+            link = Link(recruit.line, process, self._quota)
+        except BaseException:  # no more memory: one that nobody talks to must not live
+            process.kill()
+            process.join()
+            recruit.line.abandon()
+            raise
         with self._lock:
             is_late = self._is_over  # the pool was ended meanwhile, and nobody waits for it
             if not is_late:

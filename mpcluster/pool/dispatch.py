@@ -22,10 +22,17 @@ has it, so that a single call is two system calls and no other thread; others sl
 woken when their result is there or the turn is free. Where nobody waits and something is
 under way, the *attendant* drives: a thread of the pool's own, which runs callbacks too.
 
+*Runs.* Calls of one function with plain arguments that go to a worker together are one record
+and one pickle (:mod:`mpcluster.pool.sending`), and so are their values, which the worker adds
+one by one to an answer that stays open (:mod:`mpcluster.pool.ring`). Those of an imap are one
+entry on this side, too (:mod:`mpcluster.pool.runs`). Each is begun, taken back, lost and
+answered for by itself: the worker says which it has begun before it begins it.
+
 *How much a worker has.* As many calls as are two milliseconds of work, by the measured run
 time of the function; one, as long as that is unknown, or when they are longer. A guess may be
 wrong: when a worker has not come on for a tick, what lies behind its present call is taken
 back (:mod:`mpcluster.pool.ring` says how that can be sure) and goes to the next that has room.
+Very short calls wake no more workers than there are processors, as long as those come on.
 
 *Death.* A worker's death comes from the watcher's thread. Its ring tells which call it had
 begun and not answered. That one fails, or is begun again if it may be; what lay behind it

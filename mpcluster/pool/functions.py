@@ -21,12 +21,19 @@ from typing import Any, Final
 from mpcluster import pickling
 from mpcluster.pickling import Pickled
 
-__all__ = ["DEEPEST", "Function", "Functions"]
+__all__ = ["DEEPEST", "TINY", "Function", "Functions"]
 
 #: Most calls that are ever under way to one worker.
 DEEPEST: Final = 2048
-#: Seconds of work that a worker is given in advance.
+#: Seconds of a call that is short beside the waking of a worker.
+TINY: Final = 30e-6
+#: Seconds of work that a worker is given in advance; and of tiny calls, which are given to few
+#: workers: where the processors have other work, each refill is some milliseconds in coming.
 _AHEAD: Final = 2e-3
+_AHEAD_IF_TINY: Final = 10e-3
+#: Calls whose time is doubted when it is long, and the seconds from which on it is believed.
+_FEW: Final = 8
+_SURELY_SLOW: Final = 0.02
 
 
 class Function:
@@ -59,10 +66,14 @@ class Function:
     def ran(self, calls: int, seconds: float) -> None:
         """Take note of how long it takes."""
         mean = seconds / calls
-        # A function that has become slow is believed at once, one that was quick by and by.
+        # A function that has become slow is believed at once, one that was quick by and by. But
+        # a few calls of some milliseconds were held up by another process, as likely as not.
         known = self._mean
+        if known and calls < _FEW and mean < _SURELY_SLOW:
+            mean = min(mean, 4 * known)
         self._mean = mean if not known or mean > known else 0.7 * known + 0.3 * mean
-        self.depth = max(1, min(DEEPEST, int(_AHEAD / max(self._mean, 1e-9))))
+        ahead = _AHEAD_IF_TINY if self._mean < TINY else _AHEAD
+        self.depth = max(1, min(DEEPEST, int(ahead / max(self._mean, 1e-9))))
 
     @property
     def mean(self) -> float:

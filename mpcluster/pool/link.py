@@ -56,9 +56,11 @@ class Line:
         return self.theirs.fileno(), self.doorbell, self.memory
 
     def close_theirs(self) -> None:
-        """The worker has its end."""
-        descriptors.close(self.theirs)
-        descriptors.close(self.memory)
+        """The worker has its end. Idempotent."""
+        memory, self.memory = self.memory, -1
+        if memory >= 0:
+            descriptors.close(self.theirs)
+            descriptors.close(memory)
 
     def abandon(self) -> None:
         """There is no worker."""

@@ -20,6 +20,7 @@ class Chunk:
     """A part of a map; a :class:`Call`."""
 
     count: Final = 1
+    left: Final = 1
 
     __slots__ = ("_index", "_owner", "deaths", "given", "kind", "known_as", "link", "number")
 

@@ -59,6 +59,7 @@ class ApplyResult(concurrent.futures.Future):  # type: ignore[type-arg]
     link: Any = None
     number = deaths = 0
     count: Final = 1
+    left: Final = 1
     function: Any
 
     # Deliberately not the base's, which makes a condition and two lists. By position: it is

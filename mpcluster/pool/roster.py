@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mpcluster.pool.calls import Call
+from mpcluster.pool.functions import TINY
 from mpcluster.pool.link import Link
 from mpcluster.pool.runs import Feed, Run
 
@@ -16,8 +17,6 @@ __all__ = ["Roster"]
 
 #: Calls of a run that go to one worker, at least, if it may have so many.
 _GRAIN: Final = 8
-#: Seconds of a call that is short beside the waking of a worker.
-_TINY: Final = 30e-6
 _CORES: Final = max(2, len(os.sched_getaffinity(0)))
 
 
@@ -137,7 +136,7 @@ class Roster:
         it is found to be stuck and does not count.
         """
         return (
-            0 < self.queue[0].known_as.mean < _TINY
+            0 < self.queue[0].known_as.mean < TINY
             and len(self.busy) - len(self.stuck) >= _CORES
             and bool(self.hungry or self.deep)
         )
@@ -157,6 +156,10 @@ class Roster:
             room = max(1, room)
             if quota is not None:
                 room = min(room, quota - len(calls))
+            if 0 < entry.known_as.mean < TINY:
+                workers = min(workers, _CORES)
+            if entry.left > 1:  # the others have their share of it
+                room = min(room, max(_GRAIN, -(-entry.left // workers)))
             if isinstance(entry, Feed):
                 run = self._take_of_feed(entry, room)
                 if run is not None:
@@ -167,8 +170,6 @@ class Roster:
             if entry.is_over():
                 continue
             if entry.count > 1:
-                # The others have their share of it.
-                room = min(room, max(_GRAIN, -(-entry.count // workers)))
                 if room < entry.count:
                     queue.appendleft(entry.cut(room))
                 calls.append(entry)

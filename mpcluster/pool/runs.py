@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
+from operator import length_hint
 from typing import Any, Final, Protocol
 
 from mpcluster.errors import TaskCancelledError
@@ -106,6 +107,11 @@ class Run:
         self._given[self._begin] = None
 
     @property
+    def left(self) -> int:
+        """How many there are."""
+        return self.count
+
+    @property
     def options(self) -> Options:
         """Those of the map."""
         return self.owner.options
@@ -153,6 +159,11 @@ class Feed:
         self._items = iter(iterable)
         self.known_as = owner.known_as
 
+    @property
+    def left(self) -> int:
+        """How many there are, as far as that is known; otherwise 0."""
+        return length_hint(self._items)
+
     def cancel_unsent(self) -> None:
         """Cancel the map."""
         self.drop(TaskCancelledError("this call was cancelled"))
@@ -196,6 +207,11 @@ class Supply(Feed):
         # Is it where the engine looks? Who takes the last clears it, and then looks whether
         # there is more; who adds does so, and then looks at it: one of the two sees the other.
         self._is_known = False
+
+    @property
+    def left(self) -> int:
+        """How many there are; more may come."""
+        return len(self._added)
 
     def add(self, item: Any) -> bool:
         """One more; is there nobody who would look for it?"""

@@ -2,7 +2,8 @@
 
 By the time that a worker has to be replaced, the master has threads, and any of them may hold
 a lock at that moment, which the new worker would inherit for ever. So a pool makes a
-*template* first of all: a child with one thread, which waits and does nothing else. When a
+*template* when it is made, behind its first workers, which come to life meanwhile: a child
+with one thread, which waits and does nothing else. When a
 worker is needed, the template forks itself, and the new process is at once the *master's*
 child (``CLONE_PARENT``): the master waits for it, and has its exit code, as of any other. It
 begins with the state of the day on which the pool was made, like the first workers.

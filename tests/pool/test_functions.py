@@ -78,3 +78,13 @@ def test_short_calls_are_given_many_at_once_and_long_ones_one_by_one():
     for _ in range(100):
         entry.ran(10, 10 * 1e-4)
     assert 15 <= entry.depth <= 20
+
+
+def test_one_short_call_that_was_held_up_does_not_make_a_function_slow():
+    entry = Function(1)
+    entry.ran(100, 100 * 1e-6)
+    entry.ran(1, 0.005)
+    assert entry.depth > 400
+    for _ in range(5):  # but some of them do
+        entry.ran(1, 0.005)
+    assert entry.depth == 1

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from mpcluster import ClusterExecutor, ClusterPool
+from mpcluster.pool import crew
+from mpcluster.pool.link import Link
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -86,3 +88,19 @@ def test_shutdown_and_join_may_be_called_again():
     pool.join()
     pool.terminate()
     pool.join()
+
+
+def test_a_worker_that_nobody_can_talk_to_does_not_live_and_the_others_are_ended(monkeypatch):
+    """The memory that is shared with the second one cannot be mapped here."""
+    made = []
+
+    def fails_once(*args):
+        made.append(args)
+        if len(made) == 2:
+            raise MemoryError
+        return Link(*args)
+
+    monkeypatch.setattr(crew, "Link", fails_once)
+    with pytest.raises(MemoryError):
+        ClusterPool(3)
+    assert len(made) == 3
