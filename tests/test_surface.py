@@ -76,7 +76,7 @@ SIGNATURES: dict[str, tuple[Callable[..., object], str]] = {
     "Supervisor.status": (Supervisor.status, "(self)"),
     "Supervisor.scale": (Supervisor.scale, "(self, workers)"),
     "Supervisor.reload": (Supervisor.reload, "(self)"),
-    "Supervisor.stop": (Supervisor.stop, "(self)"),
+    "Supervisor.stop": (Supervisor.stop, "(self, timeout=None)"),
     "Supervisor.wait": (Supervisor.wait, "(self, timeout=None)"),
     "Supervisor.on": (Supervisor.on, "(self, event, callback=None)"),
     "Supervisor.off": (Supervisor.off, "(self, event, callback=None)"),

@@ -290,11 +290,9 @@ def test_a_program_that_never_listens_cannot_be_reloaded_and_is_told_why(
     master = start("-n", 1, "--ready-timeout", "0.5s", "tell.py")
     told(master)
     master.wait_for(r"is not ready after 0.5 s: .* wants ready='online'")
-    before = master.pids()
     done = master.command("reload")
     assert done.returncode == 1
-    assert re.search(r"the reload was given up, .*: the new worker .* was not ready", done.stderr)
-    assert master.pids() == before
+    assert re.search(r"the reload was given up, .* was not ready after 0.5 s$", done.stderr)
     assert master.stop() == 0
 
 
