@@ -254,7 +254,8 @@ def test_who_waits_is_not_woken_by_a_listener_that_it_has_closed(offices: Office
     """It is open in the master and at a sibling, and somebody waits there."""
 
     def closing(worker: Worker) -> None:
-        first = tcp()
+        # Both now: once a worker has closed its only listener on port 0, its next is the same.
+        first, second = tcp(), tcp()
         worker.say(first.getsockname())
         assert wait_until_ready("select", first)
         first.accept()[0].close()
@@ -270,9 +271,9 @@ def test_who_waits_is_not_woken_by_a_listener_that_it_has_closed(offices: Office
             wait(*args, **kwargs)
 
         waiting.wait = counted
-        with tcp() as second:
-            worker.say(wait_until_ready("select", second, 0.1))
+        worker.say(wait_until_ready("select", second, 0.1))
         worker.say(looks)
+        second.close()
 
     def holding(worker: Worker) -> None:
         with tcp(worker.hear()):
