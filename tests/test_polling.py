@@ -13,10 +13,12 @@ import socket
 import sys
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from mpcluster import sharing
+from mpcluster.sharing import waiting
 from tests.offices import PATIENCE, Offices, Worker, opened
 from tests.test_sharing import tcp
 
@@ -246,6 +248,76 @@ def test_a_reported_connection_that_nobody_accepts_ends_with_its_listener(
     worker = offices.start(program)
     with socket.create_connection(worker.hear(), timeout=PATIENCE) as client:
         assert client.recv(1) == b""
+
+
+def test_who_waits_is_not_woken_by_a_listener_that_it_has_closed(offices: Offices) -> None:
+    """It is open in the master and at a sibling, and somebody waits there."""
+
+    def closing(worker: Worker) -> None:
+        # Both now: once a worker has closed its only listener on port 0, its next is the same.
+        first, second = tcp(), tcp()
+        worker.say(first.getsockname())
+        assert wait_until_ready("select", first)
+        first.accept()[0].close()
+        first.close()
+        worker.say("closed")
+        worker.hear()
+        looks = 0
+        wait = waiting.wait
+
+        def counted(*args: Any, **kwargs: Any) -> None:
+            nonlocal looks
+            looks += 1
+            wait(*args, **kwargs)
+
+        waiting.wait = counted
+        worker.say(wait_until_ready("select", second, 0.1))
+        worker.say(looks)
+        second.close()
+
+    def holding(worker: Worker) -> None:
+        with tcp(worker.hear()):
+            worker.say("holds")
+            worker.hear()
+
+    worker, sibling = offices.start(closing), offices.start(holding)
+    address = worker.hear()
+    sibling.say(address)
+    assert sibling.hear() == "holds"
+    with socket.create_connection(address):
+        assert worker.hear() == "closed"
+    with socket.create_connection(address):
+        worker.say("go")
+        assert worker.hear() is False
+        assert worker.hear() < 5
+        sibling.say("go")
+        assert worker.join() == sibling.join() == 0
+
+
+def test_a_thread_goes_to_the_end_of_the_queue_every_few_waits(offices: Offices) -> None:
+    """Else who is the first there would be it for ever, and take all that comes one by one."""
+
+    def program(worker: Worker) -> None:
+        with tcp(worker.hear()) as sock:
+            worker.say(sock.getsockname())
+            while True:
+                assert wait_until_ready("select", sock)
+                with sock.accept()[0] as connection:
+                    connection.sendall(b"%d" % worker.number)
+
+    workers = [offices.start(program) for _ in range(2)]
+    address: Any = ("127.0.0.1", 0)
+    for worker in workers:
+        worker.say(address)
+        address = worker.hear()
+    answered = set()
+    for _ in range(2000):  # the second may be late to wait for the first time
+        with socket.create_connection(address, timeout=PATIENCE) as client:
+            answered.add(client.recv(10))
+            assert client.recv(10) == b""
+        if len(answered) == 2:
+            break
+    assert answered == {b"1", b"2"}
 
 
 def test_a_reported_connection_is_not_a_forked_childs(offices: Offices) -> None:
