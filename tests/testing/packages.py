@@ -48,7 +48,20 @@ WAYS = {
 }
 
 #: Of the package's own pytest settings: what another machine may not have.
-NEUTRAL = ("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:timeout", "-q", "--tb=line")
+NEUTRAL = (
+    "-p",
+    "no:asyncio",
+    "-p",
+    "no:django",
+    "-p",
+    "no:randomly",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:timeout",
+    "-q",
+    "--tb=line",
+)
 
 
 def find(package: str) -> tuple[Path, tuple[str, ...], str]:

@@ -185,6 +185,29 @@ def test_what_a_fork_cannot_take_along_is_named(suite, thing) -> None:
     assert len(done.lines("ForkSafetyWarning")) == 1
 
 
+NATIVE = """
+    import ctypes, mmap, pathlib
+    LIBRARY = pathlib.Path(__file__).with_name("libcuda.so.1")
+    LIBRARY.write_bytes(bytes(4096))
+    with LIBRARY.open("r+b") as file:
+        MAPPED = mmap.mmap(file.fileno(), 0) if {mapped} else None
+    C = ctypes.CDLL(None)
+    thread = ctypes.c_ulong()
+    assert C.pthread_create(ctypes.byref(thread), None, C.pause, None) == 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("mapped", "said"), [(True, "perhaps of CUDA"), (False, "of a library unknown")]
+)
+def test_threads_of_a_library_are_named_by_what_is_loaded(forked, mapped, said) -> None:
+    forked.conftest(NATIVE.format(mapped=mapped))
+    forked.tests("def test_it(): pass")
+    done = forked.run()
+    done.assert_outcomes(passed=1)
+    assert done.lines(f"1 threads were running outside Python, {said}")
+
+
 def test_what_collection_opens_is_named_too(collected) -> None:
     collected.tests(UNSAFE["a thread"][0] + "\ndef test_it(): pass")
     assert len(collected.run().lines("ForkSafetyWarning: .*'heartbeat'")) == 1
