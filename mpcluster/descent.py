@@ -99,12 +99,15 @@ class Newborn(Protocol):
     _env: Mapping[str, str] | None
     _cwd: str | None
     _share_ports: bool
+    _inherits: bool
     post: Post | None
 
     @property
     def id(self) -> int | None: ...  # noqa: D102
 
     def run(self) -> object: ...  # noqa: D102
+
+    def _inherit(self) -> None: ...
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int: ...
 
@@ -133,7 +136,7 @@ def bequeath(process: Newborn, connection: int, end: int) -> Heritage:
         stdin = empty_stdin()
         steps += _WITHOUT_STDIN
     is_usual = os.environ is environ and not (
-        process._env or process._cwd or process._share_ports or process.post
+        process._env or process._cwd or process._share_ports or process._inherits or process.post
     )
     # What `_bootstrap` will call, a subclass's too.
     program = partial(run, mine, stdin, process.run)
@@ -207,6 +210,7 @@ def _attend() -> None:
 
 def _settle(process: Newborn) -> None:
     """In the child: all that is not usual."""
+    process._inherit()
     if process.post is not None:
         process.post.take_up()
     if os.environ is not environ:  # the program has put something else in its place

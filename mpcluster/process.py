@@ -1,7 +1,7 @@
 """``ClusterProcess``: a ``multiprocessing.Process`` with a channel, events and a life.
 
-What its user calls stands here, in the parent and, from `_inherit` on, in the child. What
-happens to it, the watcher's thread takes in: :mod:`mpcluster.life`.
+What its user calls stands here. What happens to it, the watcher's thread takes in:
+:mod:`mpcluster.life`. How a child becomes the process: :mod:`mpcluster.descent`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class ClusterProcess(Unheard, context.ForkProcess):
     #: Its own callbacks, once there was one.
     made_emitter: Emitter | None = None
 
+    #: A subclass that has something to do in the child before all else says so, and does it
+    #: in :meth:`_inherit`.
+    _inherits = False
+
     # Defaults, so that a start has less to do.
     _env: Mapping[str, str] | None = None
     _cwd: str | None = None
@@ -91,6 +95,9 @@ class ClusterProcess(Unheard, context.ForkProcess):
         if share_ports:
             self._share_ports = True
         self._family = family.current()
+
+    def _inherit(self) -> None:
+        """In the child, before the program and what it shares; see :attr:`_inherits`."""
 
     @staticmethod
     def _Popen(process_obj: ClusterProcess) -> Popen:  # type: ignore[override]  # noqa: N802

@@ -65,6 +65,8 @@ class ProgramProcess(ClusterProcess):
             master alone does.
     """
 
+    _inherits = True
+
     def __init__(
         self,
         *args: Any,
@@ -93,9 +95,8 @@ class ProgramProcess(ClusterProcess):
             pipes.close(pipes.write_ends)
         self._attend(self, pipes.read_ends)
 
-    def _inherit(self, connection: int) -> None:
+    def _inherit(self) -> None:
         os.setpgid(0, 0)
         self._leave()
         if self._pipes is not None:
             self._pipes.take()
-        super()._inherit(connection)
