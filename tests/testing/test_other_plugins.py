@@ -119,6 +119,7 @@ def test_anyio_tests_run(suite) -> None:
 
 
 @needs("pytest_django")
+@needs("django")
 def test_each_worker_has_a_django_database_of_its_own(suite) -> None:
     suite.write("site_settings.py", """
         SECRET_KEY = "x"
