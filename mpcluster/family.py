@@ -228,6 +228,8 @@ class Family:
             if first is None or then is None or not (first or then) or self._silent:
                 self.emit(worker, "message", message, weight=size)
                 continue
+            if worker.overseer is not None:
+                worker.overseer(worker, "message", message)
             for callback in first:
                 try:
                     callback(message)
