@@ -15,11 +15,10 @@ import time
 from _thread import get_ident
 from collections import deque
 from collections.abc import Iterator
-from operator import length_hint
 from typing import Any, Final, Self
 
 from mpcluster.errors import ResultTimeoutError
-from mpcluster.pool.arrivals import Arrivals, Failure
+from mpcluster.pool.arrivals import Arrivals, Failure, Piece
 
 __all__ = ["IMapIterator", "is_inert"]
 
@@ -81,7 +80,7 @@ class IMapIterator(itertools.chain[Any]):
     def ahead(self) -> int:
         """Results that are given out and not taken."""
         pieces = self._pieces
-        arrivals, left = pieces.arrivals, length_hint(pieces.current)
+        arrivals, left = pieces.arrivals, len(pieces.left)
         if left and left == pieces.size:  # who was given it takes the first at once
             left -= 1
         return arrivals.given_out - arrivals.handed_out + left
@@ -100,7 +99,8 @@ class _Pieces:
         #: Seconds that a thread waits, by its ident.
         self.limits: dict[int, float] = {}
         self.current: Iterator[Any] = iter(())
-        self.size = 0  # of the current piece, when it was new
+        self.left: Piece = []  # of the current piece
+        self.size = 0  # of it, when it was new
         # Held while a piece is taken, by the threads that iterate. `chain` keeps one piece:
         # while that is not used up, another thread that comes here gets the same.
         self._taking = threading.RLock()
@@ -138,11 +138,15 @@ class _Pieces:
 
     def _find(self) -> Iterator[Any] | None:
         with self._taking:
-            if not length_hint(self.current):
+            if not self.left:
                 try:
                     piece = self.arrivals.next_piece(self.most)
                 except IndexError:
                     return None
                 self.size = len(piece)
+                self.left = piece
                 self.current = iter(piece)
+                if isinstance(piece, list):  # what was taken is kept here no longer
+                    piece.reverse()
+                    self.current = map(list.pop, itertools.repeat(piece, len(piece)))
             return self.current

@@ -180,3 +180,15 @@ def test_a_result_that_was_raised_is_kept_by_nobody():
         assert reference() is None
     finally:
         gc.enable()
+
+
+def test_a_result_that_was_taken_is_kept_by_nobody_while_others_of_its_piece_are_left():
+    import weakref
+
+    class Thing:
+        pass
+
+    _, arrivals, results = make()
+    arrivals.put(0, [Thing(), Thing()])
+    taken = weakref.ref(next(results))
+    assert taken() is None
