@@ -193,6 +193,8 @@ class ClusterProcess(context.ForkProcess):
             from mpcluster import drain, sharing
 
             sharing.install(myself.request, myself.tell)
+            if self._settings.share == "kernel" and workerside.parents() is None:
+                sharing.install_beneath(myself.request)
             drain.install()
         if self._share_ports or self.post is not None:
             myself.attend()
@@ -267,6 +269,11 @@ class ClusterProcess(context.ForkProcess):
 
     def reply(self, message: messages.Reply) -> None:
         """Answer a request of this worker. For the layer above, in the watcher's thread."""
+        if self._life is not None:
+            self._life.order(message)
+
+    def inform(self, message: messages.Laid) -> None:
+        """Tell this worker. For the layer above, in the watcher's thread."""
         if self._life is not None:
             self._life.order(message)
 

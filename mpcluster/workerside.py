@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mpcluster.post import Post
     from mpcluster.upstream import Upstream
 
-__all__ = ["EVENTS", "Worker", "current", "enter"]
+__all__ = ["EVENTS", "Worker", "current", "enter", "parents"]
 
 C = TypeVar("C", bound=Callback)
 
@@ -310,6 +310,11 @@ class Worker:
 def current() -> Worker | None:
     """Return this process as a worker, or ``None`` in a master."""
     return perprocess.mine().get(__name__)
+
+
+def parents() -> Worker | None:
+    """Return this process's parent as a worker, or ``None`` where that is a master."""
+    return perprocess.before().get(__name__)
 
 
 def enter(number: int, connection: int, settings: Settings, post: Post | None) -> Worker:

@@ -12,6 +12,7 @@ from typing import Any
 
 import mpcluster
 from mpcluster import interpreter, watcher
+from mpcluster.errors import ClusterError
 from mpcluster.logs import logger
 from mpcluster.supervision import Supervisor
 
@@ -36,7 +37,7 @@ def run(options: RunOptions) -> int:
     options.program.check()
     try:
         mpcluster.setup(**options.setup)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ClusterError) as error:
         raise CommandError(str(error)) from None
     path = _control_path(options)
     preload(options)
