@@ -133,6 +133,8 @@ def _registrations() -> Iterator[tuple[int, set[int]]]:
 
 
 def _after_fork_in_child() -> None:
+    for silent in _silent.values():
+        real.close(silent)
     _silent.clear()
 
 

@@ -82,7 +82,7 @@ def serve(fd: int, *, poll: bool) -> None:
             free.poll(waiting, 1, -1)
         try:
             connection = accept(fd)
-        except BlockingIOError:
+        except (BlockingIOError, InterruptedError):
             continue
         checked(free.recv(connection, room, len(room), 0))
         checked(free.send(connection, answer, len(answer), 0))
