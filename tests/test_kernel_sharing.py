@@ -185,13 +185,14 @@ def test_the_command_refuses_to_share_what_is_none(tmp_path: Path) -> None:
 
 @needs_kernel
 def test_the_nth_port_0_of_every_worker_is_the_same_port() -> None:
-    ports = told("""
+    ports = told(f"""
 def server():
     fd = c.make()
     c.bind(fd, ("127.0.0.1", 0))
     c.listen(fd)
     return c.port(fd)
 tell([server(), server()])
+{BARRIER}
 """)
     assert len(ports) == 2
     assert len(set(ports)) == 1
