@@ -35,6 +35,7 @@ from mpcluster.events import Callback
 from mpcluster.process import ClusterProcess
 from mpcluster.recruiting import recruit, require_master
 from mpcluster.scheduling import check
+from mpcluster.sharing import seccomp
 
 __all__ = [
     "broadcast",
@@ -274,16 +275,20 @@ def setup(**changes: Unpack[configuration.Changes]) -> None:
 
     Args:
         changes: Fields of :class:`mpcluster.Settings`: ``scheduling``, ``kill_timeout``,
-            ``channel_limit``, ``send_timeout``, ``listener_grace``.
+            ``channel_limit``, ``send_timeout``, ``listener_grace``, ``max_connections``,
+            ``share``.
 
     Raises:
         TypeError: There is no such setting, or its value is of a wrong type.
         ValueError: The value is out of range.
+        ClusterError: ``share="kernel"`` is not possible here; the text says why.
     """
     relatives = family.current()
     settings = configuration.changed(relatives.settings, changes)
     if "scheduling" in changes or "max_connections" in changes:
         check(settings.scheduling, settings.max_connections)
+    if changes.get("share") == "kernel":
+        seccomp.check()
     relatives.settings = settings
 
 

@@ -27,6 +27,9 @@ class Settings:
         listener_grace: Seconds that a listener stays open after its last user crashed.
         max_connections: Connections of one listener that one worker may have open at once;
             more wait, for any worker that has room. None: as many as come.
+        share: What a worker that shares its ports shares: ``"python"``, the sockets that
+            Python binds; ``"kernel"``, those that C or Rust code binds, too
+            (``docs/sockets.md``).
     """
 
     # No dataclass: the module behind those is a megabyte, of which each fork copies the tables.
@@ -37,6 +40,7 @@ class Settings:
         "max_connections",
         "scheduling",
         "send_timeout",
+        "share",
     )
 
     scheduling: object
@@ -45,6 +49,7 @@ class Settings:
     send_timeout: float
     listener_grace: float
     max_connections: int | None
+    share: str
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class Settings:
         send_timeout: float = 30.0,
         listener_grace: float = 30.0,
         max_connections: int | None = None,
+        share: str = "python",
     ) -> None:
         check_number("kill_timeout", kill_timeout, "seconds")
         check_number("send_timeout", send_timeout, "seconds")
@@ -68,6 +74,10 @@ class Settings:
                 raise ValueError(
                     f"max_connections must be at least 1, not {max_connections}; None sets no limit"
                 )
+        if not isinstance(share, str):
+            raise TypeError(f"share must be one of {', '.join(SHARES)}, not {share!r}")
+        if share not in SHARES:
+            raise ValueError(f"share must be one of {', '.join(SHARES)}, not {share!r}")
         put = super().__setattr__
         put("scheduling", scheduling)
         put("kill_timeout", kill_timeout)
@@ -75,6 +85,7 @@ class Settings:
         put("send_timeout", send_timeout)
         put("listener_grace", listener_grace)
         put("max_connections", max_connections)
+        put("share", share)
 
     def _values(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in NAMES}
@@ -101,6 +112,9 @@ class Settings:
         return changed, (None, self._values())
 
 
+#: What can be shared.
+SHARES: Final = ("python", "kernel")
+
 #: The settings that there are, in the order in which they are shown.
 NAMES: Final = (
     "scheduling",
@@ -109,6 +123,7 @@ NAMES: Final = (
     "send_timeout",
     "listener_grace",
     "max_connections",
+    "share",
 )
 
 
@@ -121,6 +136,7 @@ class Changes(TypedDict, total=False):
     send_timeout: float
     listener_grace: float
     max_connections: int | None
+    share: str
 
 
 def changed(settings: Settings | None, changes: Mapping[str, object]) -> Settings:

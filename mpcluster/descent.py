@@ -225,6 +225,8 @@ def _settle(process: Newborn) -> None:
         myself = workerside.current()
         assert myself is not None
         sharing.install(myself.request, myself.tell)
+        if process._settings.share == "kernel" and not workerside.is_nested():
+            sharing.install_beneath(myself.request)
         drain.install()
     if process._share_ports or process.post is not None:
         _attend()

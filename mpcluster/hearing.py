@@ -36,6 +36,10 @@ def line(worker: Worker, connection: int, settings: Settings) -> Upstream:
             worker.leave()
         elif isinstance(received.message, messages.Ping):
             _probe(worker, received.message.number)
+        elif isinstance(received.message, messages.Laid):
+            from mpcluster.sharing import beneath
+
+            beneath.adopt(received.message, worker.tell)
         else:
             logger().warning("unknown control message of the master: %r", received.message)
 

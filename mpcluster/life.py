@@ -329,7 +329,7 @@ class Life:
             self.step(Step.DISCONNECT)
             self.emit("disconnect")
 
-    def order(self, message: messages.Reply | messages.Ping) -> None:
+    def order(self, message: messages.Reply | messages.Ping | messages.Laid) -> None:
         """Answer or ask this worker; one that is gone needs none."""
         if self._fd >= 0:
             self.downstream().order(message)

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 #: ``(family, type, proto, address, ordinal)``: which listener. ``address`` is numeric
 #: ``(host, port, ...)`` as the socket module has it, or an absolute path; ``ordinal``
@@ -120,6 +123,27 @@ class SteerAway:
     """
 
 
+# -- bodies of requests of a worker with share="kernel" --------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Notifies:
+    """Here the kernel asks what to do about my ``bind`` and ``listen``: answer it.
+
+    ``number`` is that of the descriptor in the worker.
+    """
+
+    listener: Connection[Any, Any]
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exempt:
+    """What I do with the socket of this inode is private."""
+
+    inode: int
+
+
 # -- parent → worker ---------------------------------------------------------------------
 
 
@@ -141,6 +165,17 @@ class Bound:
     sockname: object = field(default=None)
     is_line: bool = False  # no listener: connections arrive on it (scheduling.line)
     counts: bool = False  # and the end of each shall be told
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A socket that your C code has bound, or listens on, is a shared listener now."""
+
+    family: int
+    sockname: object
+    fd: int
+    inode: int
+    is_stream: bool
 
 
 @dataclass(frozen=True, slots=True)

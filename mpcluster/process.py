@@ -278,6 +278,11 @@ class ClusterProcess(Unheard, context.ForkProcess):
         if self._life is not None:
             self._life.order(message)
 
+    def inform(self, message: messages.Laid) -> None:
+        """Tell this worker. For the layer above, in the watcher's thread."""
+        if self._life is not None:
+            self._life.order(message)
+
     def ping(self, number: int) -> None:
         """Ask for a sign of life. For the layer above, in the watcher's thread."""
         if self._life is not None:

@@ -26,6 +26,7 @@ from mpcluster.scheduling import queued
 if TYPE_CHECKING:
     from mpcluster.listeners import Listener
     from mpcluster.process import ClusterProcess
+    from mpcluster.sharing.notifications import Answerer
 
 __all__ = ["ask", "close", "inherit", "listeners", "tell"]
 
@@ -109,6 +110,9 @@ def close() -> None:
 
 _registry: Registry | None = None
 
+#: Who answers the kernel for which worker.
+_answerers: dict[int, Answerer] = {}
+
 
 def _registry_here() -> Registry:
     global _registry
@@ -145,6 +149,7 @@ def _with_settings(bind: messages.Bind) -> messages.Bind:
 def _after_fork_in_child() -> None:
     global _registry
     _registry = None
+    _answerers.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -166,7 +171,9 @@ class _Upward(family.Upward):
         myself = workerside.current()
         if isinstance(message, messages.Request):
             route = (worker.id, *message.route)
-            if myself is not None:
+            if isinstance(message.body, messages.Notifies | messages.Exempt) and myself is None:
+                worker.reply(_obey(worker, message.number, message.body))
+            elif myself is not None:
                 _pass_on(myself, worker, route, message)
             elif isinstance(message.body, messages.SteerAway):
                 reply = messages.Reply(message.number)
@@ -192,6 +199,9 @@ class _Upward(family.Upward):
 
     def gone(self, worker: ClusterProcess, *, crashed: bool) -> None:
         assert worker.id is not None
+        answerer = _answerers.pop(worker.id, None)
+        if answerer is not None:
+            answerer.leave()
         self._left((worker.id,), crashed=crashed)
 
     def _left(self, route: messages.Route, *, crashed: bool) -> None:
@@ -200,6 +210,50 @@ class _Upward(family.Upward):
             myself.tell(messages.Gone(route, crashed))
         elif _registry is not None:
             _registry.left(route, crashed=crashed)
+
+
+def _obey(
+    worker: ClusterProcess, number: int, body: messages.Notifies | messages.Exempt
+) -> messages.Reply:
+    """What a worker with ``share="kernel"`` wants of its master."""
+    assert worker.id is not None
+    try:
+        if isinstance(body, messages.Exempt):
+            _answerers[worker.id].exempt(body.inode)
+        else:
+            _answerers[worker.id] = _answerer(worker, worker.id, body)
+    except Exception as error:  # noqa: BLE001  # the asker's to raise
+        return messages.Reply(number, error=_portable(error))
+    return messages.Reply(number)
+
+
+def _answerer(worker: ClusterProcess, number: int, body: messages.Notifies) -> Answerer:
+    from mpcluster.sharing.notifications import Answerer  # few programs need it
+
+    route = (number,)
+
+    def ask_for_it(asked: object) -> object:
+        if isinstance(asked, messages.Bind):
+            asked = _with_settings(asked)
+        return _registry_here().handle(route, asked)
+
+    def is_shared(kind: int, sockname: object) -> bool:
+        return any(
+            listener.sockname == sockname
+            and listener.key[1] == kind
+            and any(user[:1] == route for user in listener.users)
+            for listener in listeners()
+        )
+
+    return Answerer(
+        body,
+        pid=worker.pid or 0,
+        pidfd=worker.sentinel,
+        ask=ask_for_it,
+        is_shared=is_shared,
+        tell=worker.inform,
+        is_leaving=lambda: worker.exited_after_disconnect or worker.is_dead,
+    )
 
 
 def _steer_away(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpcluster.post import Post
     from mpcluster.upstream import Upstream
 
-__all__ = ["EVENTS", "Papers", "Worker", "current", "on_sigurg"]
+__all__ = ["EVENTS", "Papers", "Worker", "current", "is_nested", "on_sigurg"]
 
 C = TypeVar("C", bound=Callback)
 
@@ -309,6 +309,11 @@ def current() -> Worker | None:
     made: Worker | None = mine.get(_MADE)
     # Of several threads one makes the one that counts.
     return made or mine.setdefault(_MADE, Worker(*papers))
+
+
+def is_nested() -> bool:
+    """Is this process's parent a worker, too?"""
+    return __name__ in perprocess.before()
 
 
 def on_sigurg(_signum: int, _frame: FrameType | None) -> None:

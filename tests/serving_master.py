@@ -2,7 +2,7 @@
 
 ``python serving_master.py COUNT SCRIPT ARGUMENT...``. What happens it prints as JSON, a line
 each; ``disconnect`` on its standard input makes all workers leave, ``disconnect PID`` one,
-and puts another in its place.
+and puts another in its place. ``TEST_SHARE`` is the setting ``share``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ def say(event: str, **what: object) -> None:
 
 
 def master(count: int) -> None:
+    cluster.setup(share=os.environ.get("TEST_SHARE", "python"))
+
     @cluster.on("listening")
     def listening(worker, address) -> None:
         say("listening", pid=worker.pid, port=address.port, path=address.path)

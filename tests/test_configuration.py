@@ -76,3 +76,15 @@ def test_a_change_that_fails_changes_nothing() -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         changed(settings, {"kill_timeout": 1, "send_timeout": -1})
     assert settings == Settings()
+
+
+@pytest.mark.parametrize("value", ["c", "Kernel", ""])
+def test_what_is_shared_is_one_of_two(value: str) -> None:
+    with pytest.raises(ValueError, match="share must be one of python, kernel, not "):
+        changed(Settings(), {"share": value})
+
+
+@pytest.mark.parametrize("value", [None, True, 1])
+def test_what_is_shared_is_a_word(value: object) -> None:
+    with pytest.raises(TypeError, match="share must be one of python, kernel, not "):
+        changed(Settings(), {"share": value})

@@ -103,6 +103,7 @@ def test_the_settings_are_these_with_these_defaults() -> None:
         "send_timeout": 30.0,
         "listener_grace": 30.0,
         "max_connections": None,
+        "share": "python",
     }
 
 

@@ -60,6 +60,12 @@ OPTIONS: Final = (
         "how connections are spread: auto, shared, slots, round_robin, least_connections, ip_hash",
         "POLICY",
     ),
+    Option(
+        "share",
+        units.text,
+        "what is shared: python, what Python binds; kernel, what C and Rust bind, too",
+        "WHAT",
+    ),
     Option("max-connections", units.count, "that one worker may have open at once", "N"),
     Option("restart", units.text, "who is started again: always, on-failure, never", "WHEN"),
     Option(
@@ -116,7 +122,7 @@ class RunOptions:
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
-_SETUP: Final = ("scheduling", "kill_timeout", "max_connections")
+_SETUP: Final = ("scheduling", "kill_timeout", "max_connections", "share")
 _RULES: Final = tuple(one.name for one in dataclasses.fields(Rules))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mpcluster
 from mpcluster import interpreter, watcher
+from mpcluster.errors import ClusterError
 from mpcluster.logs import logger
 
 from . import handover, orphans, place, signals
@@ -34,7 +35,7 @@ def run(options: RunOptions) -> int:
     options.program.check()
     try:
         mpcluster.setup(**options.setup)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ClusterError) as error:
         raise CommandError(str(error)) from None
     path = _control_path(options)
     preload(options)

@@ -11,17 +11,20 @@ In a worker that shares its ports, :func:`install` makes plain ``socket.bind`` a
 * ``binding``: the conversation with the registry
 * ``sockets``: the changed methods; ``patch``: putting them in place
 * ``listening``: ``cluster.listen()``
+* ``share="kernel"``: ``seccomp``, the system calls; ``notifications``, the master's side; and
+  ``beneath``, what the worker knows of listeners that its C code has made
 * for a drain: ``parking`` (no new connection) and ``connections`` (those in hand)
 """
 
 from __future__ import annotations
 
+from . import beneath, parking
 from .binding import Ask, Office
 from .copies import Tell
 from .listening import shared_listen
 from .patch import apply
 
-__all__ = ["install", "shared_listen"]
+__all__ = ["install", "install_beneath", "shared_listen"]
 
 
 def install(ask: Ask, tell: Tell) -> None:
@@ -32,3 +35,15 @@ def install(ask: Ask, tell: Tell) -> None:
         tell: ``tell(Listening | Release)`` does not wait for anything.
     """
     apply(Office(ask, tell))
+
+
+def install_beneath(ask: Ask) -> None:
+    """Share what C code binds, too, from now on, by way of the kernel. Cannot be undone.
+
+    In a worker only, before its program, and after :func:`install`.
+
+    Raises:
+        ClusterError: That is not possible here; the text says why.
+    """
+    parking.prepare()
+    beneath.begin(ask)

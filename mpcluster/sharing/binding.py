@@ -19,11 +19,21 @@ from mpcluster import tally
 from mpcluster.address import make_key
 from mpcluster.messages import Bind, Bound, Key, Release
 
-from . import copies, datagrams, eventloops, ports, real, standin
+from . import beneath, copies, datagrams, eventloops, ports, real, standin
 from .copies import Copy, Listener, Tell
 from .passed import Line
 
-__all__ = ["Ask", "Office", "go_private", "is_sharable", "share", "share_next", "share_port_zero"]
+__all__ = [
+    "Ask",
+    "Office",
+    "allows_several",
+    "go_private",
+    "is_sharable",
+    "mode_of_new_files",
+    "share",
+    "share_next",
+    "share_port_zero",
+]
 
 Ask: TypeAlias = Callable[[object], object]
 
@@ -75,7 +85,7 @@ def share(
         "max_connections": max_connections,
         "mode": mode,
     }
-    if ordinal is not None or not _allows_several(sock):
+    if ordinal is not None or not allows_several(sock):
         return _share(sock, key, office, **options)
     place = ports.claim_place(key)
     try:
@@ -103,7 +113,7 @@ def _share(
     if listen is None and in_c:
         listen = _BACKLOG
     if mode is None and sock.family == socket.AF_UNIX:
-        mode = _mode_of_new_files()
+        mode = mode_of_new_files()
     donation = sock if isinstance(sock, real.Socket) else _plain(sock)
     body = Bind(
         key=key,
@@ -145,7 +155,7 @@ def _share(
     return listener
 
 
-def _allows_several(sock: _socket.socket) -> bool:
+def allows_several(sock: _socket.socket) -> bool:
     """Has the program said that it binds more than this one to its address?"""
     if sock.family == socket.AF_UNIX:
         return False
@@ -188,7 +198,7 @@ def share_next(sock: _socket.socket, address: object, office: Office, **options:
     """Make ``sock`` this worker's next listener on port 0 of that address."""
     kind = make_key(sock.family, sock.type, sock.proto, address, 0)[:4]
     ordinal = ports.claim(kind)
-    several = _allows_several(sock)
+    several = allows_several(sock)
     place: tuple[Key, int] | None = None
 
     def give_back() -> None:
@@ -224,6 +234,7 @@ def go_private(sock: _socket.socket, copy: Copy) -> None:
         copies.take(copy.fd)
         with real.Socket(sock.family, sock.type, sock.proto) as fresh:
             _copy_options(sock, fresh)
+            beneath.exempt(fresh)
             real.bind(fresh, _own_address(listener.key))
             lay_over(fresh.fileno(), copy.fd)
         copies.settle(listener)
@@ -253,11 +264,11 @@ def _copy_options(source: _socket.socket, target: _socket.socket) -> None:
             target.setsockopt(level, option, source.getsockopt(level, option))
 
 
-def _mode_of_new_files() -> int:
-    """What ``bind`` would give a unix path here: this process's umask, not the master's."""
+def mode_of_new_files(pid: int | str = "self") -> int:
+    """What ``bind`` would give a unix path in that process: its umask decides, not the master's."""
     # Not os.umask(): to read it one must set it, for all threads.
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
             for line in status:
                 if line.startswith("Umask:"):
                     return 0o777 & ~int(line.split()[1], 8)

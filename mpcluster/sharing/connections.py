@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import copies, real
+from . import beneath, copies, real
 
 __all__ = ["Connection", "has_unread", "in_hand", "look", "stop_reading"]
 
@@ -45,6 +45,7 @@ class Connection:
 def in_hand() -> list[Connection]:
     """Every open connection that was accepted from a shared listener of this process."""
     places = {_place(copy.listener.sockname) for copy in copies.known()}
+    places |= {_place(one.sockname) for one in beneath.known()}
     return [connection for fd in _sockets() if (connection := _look(fd, places)) is not None]
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "drop",
     "duplicate",
     "find",
+    "has_come_up",
     "known",
     "part",
     "sweep",
@@ -110,8 +111,7 @@ class Listener:
         if not self.listening:
             self.listening = True
             self._say(Listening(self.key[0], self.sockname))
-            if _when_up is not None:
-                _when_up()
+            has_come_up()
 
     def release(self) -> None:
         """Tell the parent, once, that this process has closed its last copy."""
@@ -194,6 +194,12 @@ def when_up(call: Callable[[], object]) -> None:
     """Call that after each listener that comes up from now on: one, in this process alone."""
     global _when_up
     _when_up = call
+
+
+def has_come_up() -> None:
+    """A listener is up: call whom :func:`when_up` has named."""
+    if _when_up is not None:
+        _when_up()
 
 
 def identify(fd: int) -> Identity:

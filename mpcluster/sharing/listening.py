@@ -9,7 +9,7 @@ from typing import Any
 from mpcluster.address import Address, SockAddr, failure, parse
 from mpcluster.scheduling import check
 
-from . import binding, polling, real
+from . import beneath, binding, polling, real
 from .binding import Ask, Office
 from .copies import Tell
 from .datagrams import SharedDatagram
@@ -89,6 +89,7 @@ def shared_listen(
 def _bind_here(sock: socket.socket, where: SockAddr, mode: int | None) -> None:
     """Bind an exclusive socket; a unix path has its mode from its first moment."""
     try:
+        beneath.exempt(sock)
         if mode is not None and isinstance(where, str):
             os.fchmod(real.fileno(sock), mode)  # the path's, once it is bound, less the umask
         real.bind(sock, where)

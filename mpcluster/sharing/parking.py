@@ -23,13 +23,20 @@ from collections.abc import Iterator
 
 from mpcluster import descriptors
 
-from . import copies, real
+from . import beneath, copies, real
 from .binding import lay_over
 
-__all__ = ["park", "silence"]
+__all__ = ["park", "prepare", "silence"]
 
 _epoll = getattr(select, "epoll", None)
-_silent: socket.socket | None = None
+#: By whether it blocks.
+_silent: dict[bool, socket.socket] = {}
+
+
+def prepare() -> None:
+    """Have what is needed before the first ``bind`` of this process waits for its master."""
+    for blocks in (False, True):
+        _silence(blocks=blocks)
 
 
 def park() -> bool:
@@ -47,6 +54,11 @@ def park() -> bool:
             continue  # a datagram socket is also what answers are sent through
         parked = True
         silence(copy)
+    for listener in beneath.known():
+        if listener.parked or not listener.is_stream:
+            continue
+        parked = listener.parked = True
+        _lay_silence(set(copies.descriptors_of(listener.identity)) - descriptors.owned())
     return parked
 
 
@@ -57,27 +69,32 @@ def silence(copy: copies.Copy) -> None:
         return
     # A line has a descriptor of its own, which is not the program's.
     numbers = {copy.fd, *copies.descriptors_of(identity)} - descriptors.owned()
-    _unregister(numbers)
-    silent = _silence()
     copy.parked = True
-    for number in numbers:
+    for number in _lay_silence(numbers, blocks=False):
         other = copies.known_as(number)
-        lay_over(real.fileno(silent), number)
         if other is not None:
             other.parked = True
             other.identity = copies.identify(number)
 
 
-def _silence() -> socket.socket:
+def _lay_silence(numbers: set[int], *, blocks: bool | None = None) -> set[int]:
+    """Lay it over these descriptors; of a kind that blocks as each did, where nobody says."""
+    _unregister(numbers)
+    for number in numbers:
+        kind = os.get_blocking(number) if blocks is None else blocks
+        lay_over(real.fileno(_silence(blocks=kind)), number)
+    return numbers
+
+
+def _silence(*, blocks: bool) -> socket.socket:
     """A listening socket that nobody knows: an abstract name that the kernel made up."""
-    global _silent
-    if _silent is None:
+    if blocks not in _silent:
         silent = real.Socket(socket.AF_UNIX, socket.SOCK_STREAM)
         real.bind(silent, "")
         real.listen(silent, 0)
-        real.settimeout(silent, 0.0)
-        _silent = silent
-    return _silent
+        real.settimeout(silent, None if blocks else 0.0)
+        _silent[blocks] = silent
+    return _silent[blocks]
 
 
 def _unregister(numbers: set[int]) -> None:
@@ -116,8 +133,9 @@ def _registrations() -> Iterator[tuple[int, set[int]]]:
 
 
 def _after_fork_in_child() -> None:
-    global _silent
-    _silent = None
+    for silent in _silent.values():
+        real.close(silent)
+    _silent.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from mpcluster import tally
 
-from . import binding, copies, eventloops, passed, paths, pollers, ports, real, waiting
+from . import beneath, binding, copies, eventloops, passed, paths, pollers, ports, real, waiting
 from .binding import Office
 from .copies import Accepted, Copy, Taken
 from .mapped import MappedSocket, pair
@@ -53,6 +53,7 @@ class SharedSocket(StandIn):
             return real.bind(self, address)
         if self.family == socket.AF_UNIX:
             if paths.is_private(address):
+                beneath.exempt(self)
                 return real.bind(self, address)
         elif not (isinstance(address, tuple) and len(address) >= 2 and address[1] != 0):
             real.bind(self, address)
