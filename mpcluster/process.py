@@ -95,6 +95,7 @@ class ClusterProcess(Unheard, context.ForkProcess):
         if share_ports:
             self._share_ports = True
         self._family = family.current()
+        self._settings = self._family.settings  # for one that is started by other means
 
     def _inherit(self) -> None:
         """In the child, before the program and what it shares; see :attr:`_inherits`."""

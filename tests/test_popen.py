@@ -27,7 +27,7 @@ class Child:
     post: Any = None
     _settings = Settings()
     _env = _cwd = None
-    _share_ports = False
+    _share_ports = _inherits = False
 
     def __init__(self, code: int = 0, *, wait: bool = False) -> None:
         self.code = code
@@ -35,6 +35,9 @@ class Child:
 
     def run(self) -> None:
         raise AssertionError("`_bootstrap` is not that of a process")
+
+    def _inherit(self) -> None:
+        raise AssertionError("it has nothing to do before all else")
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         assert parent_sentinel is not None

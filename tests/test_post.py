@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from mpcluster.configuration import Settings
@@ -41,4 +43,4 @@ def test_a_worker_without_a_supervisor_has_no_slot_and_says_nothing() -> None:
 @pytest.mark.parametrize(("tasks", "error"), [(-1, ValueError), ("1", TypeError)])
 def test_tasks_that_cannot_be_counted_are_named(tasks: int, error: type[Exception]) -> None:
     with pytest.raises(error, match="tasks must .* tasks"):
-        Worker(1, -1, Settings(), None).count(tasks)
+        Worker(1, -1, Settings(), None, threading.get_ident()).count(tasks)
