@@ -37,7 +37,7 @@ class Child:
         raise AssertionError("`_bootstrap` is not that of a process")
 
     def _inherit(self) -> None:
-        raise AssertionError("it has nothing to do before all else")
+        """It has nothing to do before all else."""
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         assert parent_sentinel is not None
