@@ -74,6 +74,8 @@ class Inbox:
         self._cut_before = 0
         self._lots: deque[list[int]] = deque()
         self._whole: list[Received] = []
+        #: More was read than the other stream asked for: no descriptor tells of that.
+        self.read_ahead = False
         #: The other stream of the same channel, if the other side has opened one.
         self.lane: LaneInbox | None = None
 
@@ -93,6 +95,9 @@ class Inbox:
                 self.drain(limit)
                 if self.eof and self.lane is not None:
                     self.lane.drain(sys.maxsize)  # what was written after the look into it
+            while self.lane is not None and (self.read_ahead or self.lane.read_ahead):
+                self.catch_up()
+                self.lane.catch_up()
         except MalformedFrame as error:
             _log.warning("%s sends what is no message; nothing more is read: %s", self.label, error)
             self.broken = self.over = True
@@ -115,6 +120,12 @@ class Inbox:
             more = self._read()
             cut += self._cut()
 
+    def catch_up(self) -> None:
+        """Cut what was read for the sake of the other stream, and went beyond that."""
+        if self.read_ahead:
+            self.read_ahead = False
+            self._cut()
+
     def advance(self, position: int) -> None:
         """Cut what stands before ``position`` in this stream: it comes before the caller's.
 
@@ -132,6 +143,7 @@ class Inbox:
                     raise MalformedFrame(f"{position} bytes are announced, {come} have come")
             elif self._cut_before + self._begin < position:
                 raise MalformedFrame(f"no frame ends at {position} bytes")
+        self.read_ahead = self._begin < self._end
 
     def close(self) -> None:
         """Drop what is not yet cut, and close the descriptors that came with it."""

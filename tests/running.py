@@ -45,10 +45,12 @@ def begin(
     )
 
 
-def finish(program: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+def finish(
+    program: subprocess.Popen[str], patience: float = PATIENCE
+) -> subprocess.CompletedProcess[str]:
     """Wait for its end, and for that of everybody who writes to its pipes."""
     try:
-        out, err = program.communicate(timeout=PATIENCE)
+        out, err = program.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
         os.killpg(program.pid, signal.SIGKILL)
         out, err = program.communicate()

@@ -161,6 +161,23 @@ def test_the_order_is_that_of_sending_however_it_is_read(steps: list[str]) -> No
         pair.close()
 
 
+@pytest.mark.parametrize("by_lane", [True, False])
+def test_what_is_read_for_the_sake_of_the_other_stream_does_not_stay_behind(
+    pair: Pair, by_lane: bool
+) -> None:
+    """One call reads more than what comes first; afterwards no descriptor is readable."""
+    medium = b"m" * 5_000  # too large for the lane
+    sent: list[object] = []
+    for number in range(5):
+        sent += [number, medium]
+        pair.here.send(number)
+        pair.here.send(medium)
+    came = messages(pair.there.receive(by_lane=by_lane))
+    while in_the_lane(pair) or in_the_socket(pair):
+        came += messages(pair.there.receive(by_lane=in_the_lane(pair)))
+    assert came == sent
+
+
 def test_a_full_pipe_sends_by_the_socket_and_keeps_the_order(pair: Pair) -> None:
     """Nobody waits for a pipe."""
     sent = 0

@@ -299,7 +299,7 @@ def test_5_leaving_twice_killing_the_dead_and_nobody_to_leave() -> None:
 
 @pytest.mark.slow
 def test_6_a_thousand_restarts_beside_a_busy_main_thread_hang_nothing() -> None:
-    done = run(PROGRAMS / "restarts.py", 1000)
+    done = finish(begin(PROGRAMS / "restarts.py", 1000), 3 * PATIENCE)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert done.stdout == "999 messages\n"
 

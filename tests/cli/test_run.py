@@ -292,7 +292,7 @@ def test_a_program_that_never_listens_cannot_be_reloaded_and_is_told_why(
     master.wait_for(r"is not ready after 0.5 s: .* wants ready='online'")
     done = master.command("reload")
     assert done.returncode == 1
-    assert re.search(r"the reload was given up, .* was not ready after 0.5 s$", done.stderr)
+    assert re.search(r"the reload was given up, .* was not ready after 0.5 s,", done.stderr)
     assert master.stop() == 0
 
 
