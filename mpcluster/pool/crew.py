@@ -77,6 +77,7 @@ class Crew:
         self._stillborn = 0
         self._template: Template | None = None
         self._prototype: ClusterProcess | None = None  # what the template is to be made by
+        self._has_prototype = False  # or had one
         self._is_filled = False
         self._is_over = False
         self._is_leaving = False
@@ -118,13 +119,32 @@ class Crew:
         try:
             for _ in range(count):
                 started.append(self._recruit())  # noqa: PERF401  # those before one that fails
-            if not self._is_filled and self._prototype is not None:
-                self._template = Template(self._prototype, self._plan)
-                self._prototype = None
+            self._make_template()
         finally:
             with contextlib.ExitStack() as each:  # whatever becomes of the others
                 for recruit in reversed(started):
                     each.callback(self._enlist, recruit)
+
+    def _keep_prototype(self, process: ClusterProcess) -> None:
+        """The first that is hired shows what the template is to make; just once."""
+        with self._lock:
+            if not self._has_prototype:
+                self._has_prototype = True
+                self._prototype = as_it_is(process)
+
+    def _make_template(self) -> None:
+        """Make it, if that is not done: by one thread, for a death may be attended already."""
+        with self._lock:
+            prototype, self._prototype = self._prototype, None
+        if prototype is None:
+            return
+        template = Template(prototype, self._plan)
+        with self._lock:
+            is_late = self._is_over  # the pool was ended meanwhile, and nobody closes it
+            if not is_late:
+                self._template = template
+        if is_late:
+            template.close()
 
     def _recruit(self) -> _Recruit:
         line = Line()
@@ -178,8 +198,8 @@ class Crew:
             else:
                 del process._Popen  # noqa: SLF001
                 return
-        elif not self._is_filled and self._prototype is None and can_have_template(process):
-            self._prototype = as_it_is(process)
+        elif not self._is_filled and can_have_template(process):
+            self._keep_prototype(process)
         with descriptors.keep(*line.inherited, leash.hold()):
             process.start()
 
