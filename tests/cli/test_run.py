@@ -164,8 +164,12 @@ def test_hup_reads_the_program_anew(start: Start, tmp_path: Path) -> None:
     master.serves(2)
     assert master.get()[1] == "1"
     write(script, SERVER.replace('"1"', '"2"'))
+    old = [os.pidfd_open(pid) for pid in master.pids()]
     master.kill(signal.SIGHUP)
     master.wait_for(r"reload: done")
+    for one in old:  # until it has left, it may have accepted
+        assert select.select([one], [], [], PATIENCE)[0]
+        os.close(one)
     assert master.get()[1] == "2"
     assert master.stop() == 0
 
