@@ -84,19 +84,17 @@ class Outgoing:
         self.pieces = [p if type(p) is bytes else bytes(p) for p in self.pieces]
         self._kept = True
 
-    def write(self, sock: socket.socket) -> int:
-        """Hand over what the kernel takes at once; how many bytes that was.
+    def write(self, sock: socket.socket) -> None:
+        """Hand over what the kernel takes at once; :attr:`sent` says how much that was.
 
         Raises:
             BlockingIOError: It takes nothing.
         """
-        before = self.sent
         while not self.plain:
             self._write_descriptors(sock)
         if self.pieces:
             pieces = self.pieces[:_MOST_PIECES]
             self.advance(sock.sendmsg(pieces, (), NO_SIGNAL))
-        return self.sent - before
 
     def advance(self, count: int) -> None:
         """Take note that the kernel has taken so many bytes of it."""

@@ -251,3 +251,24 @@ async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
+
+
+def go_through_a_life(master: Master) -> None:
+    """Two workers serve one port, one is killed and replaced, and both leave when asked to."""
+    first, second = master.expect("listening"), master.expect("listening")
+    assert first["port"] == second["port"]
+    port = first["port"]
+    asyncio.run(ask_until_all({first["pid"], second["pid"]}, port=port))
+
+    os.kill(first["pid"], signal.SIGKILL)
+    assert master.expect("death")["pid"] == first["pid"]
+    third = master.expect("listening")
+    assert third["port"] == port
+    asyncio.run(ask_until_all({second["pid"], third["pid"]}, port=port))
+
+    master.order("disconnect")
+    deaths = [master.expect("death"), master.expect("death")]
+    assert {death["pid"] for death in deaths} == {second["pid"], third["pid"]}
+    assert all(death["asked"] and death["exitcode"] == 0 for death in deaths)
+    master.expect("end")
+    assert master.stop() == 0

@@ -20,7 +20,7 @@ import mpcluster as cluster
 from mpcluster.errors import ClusterError
 from mpcluster.sharing import notifications, seccomp
 from tests.cli.masters import Master, command, start_fixture, write  # noqa: F401
-from tests.masters import ask_until_all, serving
+from tests.masters import ask_until_all, go_through_a_life, serving
 from tests.running import PATIENCE, environment, python
 from tests.servers import c_sockets
 
@@ -101,23 +101,7 @@ def test_what_python_binds_is_shared_by_its_own_way_beside_that() -> None:
 def run_through(script: str, how: str, policy: str, port: int = 0) -> None:
     env = {"MPCLUSTER_SCHEDULING": policy, "TEST_SHARE": "kernel"}
     with serving(script, "127.0.0.1", str(port), how, **env) as master:
-        first, second = master.expect("listening"), master.expect("listening")
-        assert first["port"] == second["port"]
-        port = first["port"]
-        asyncio.run(ask_until_all({first["pid"], second["pid"]}, port=port))
-
-        os.kill(first["pid"], signal.SIGKILL)
-        assert master.expect("death")["pid"] == first["pid"]
-        third = master.expect("listening")
-        assert third["port"] == port
-        asyncio.run(ask_until_all({second["pid"], third["pid"]}, port=port))
-
-        master.order("disconnect")
-        deaths = [master.expect("death"), master.expect("death")]
-        assert {death["pid"] for death in deaths} == {second["pid"], third["pid"]}
-        assert all(death["asked"] and death["exitcode"] == 0 for death in deaths)
-        master.expect("end")
-        assert master.stop() == 0
+        go_through_a_life(master)
 
 
 #: Asks on a channel of its own each time, until each of the processes in argv has answered.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.masters import PATIENCE, Load, ask_until_all, serving
+from tests.masters import PATIENCE, Load, ask_until_all, go_through_a_life, serving
 
 #: Script, and what must be installed for it.
 SERVERS = {
@@ -80,23 +80,7 @@ def test_two_workers_serve_one_port_and_one_that_is_killed_is_replaced(
 ) -> None:
     need(script)
     with serving(script, "127.0.0.1", "0", MPCLUSTER_SCHEDULING=policy) as master:
-        first, second = master.expect("listening"), master.expect("listening")
-        assert first["port"] == second["port"]
-        port = first["port"]
-        asyncio.run(ask_until_all({first["pid"], second["pid"]}, port=port))
-
-        os.kill(first["pid"], signal.SIGKILL)
-        assert master.expect("death")["pid"] == first["pid"]
-        third = master.expect("listening")
-        assert third["port"] == port
-        asyncio.run(ask_until_all({second["pid"], third["pid"]}, port=port))
-
-        master.order("disconnect")
-        deaths = [master.expect("death"), master.expect("death")]
-        assert {death["pid"] for death in deaths} == {second["pid"], third["pid"]}
-        assert all(death["asked"] and death["exitcode"] == 0 for death in deaths)
-        master.expect("end")
-        assert master.stop() == 0
+        go_through_a_life(master)
 
 
 def test_an_asyncio_server_shares_a_unix_path(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from mpcluster.supervision import Supervisor
 from tests.happenings import PATIENCE, Gate, relatives_fixture  # noqa: F401
 from tests.monitor import browser
 from tests.monitor.browser import Browser
-from tests.monitor.fleets import serving, supervise_fixture, until_ready  # noqa: F401
+from tests.monitor.fleets import serving, until_ready
+from tests.supervision.supervising import supervise_fixture  # noqa: F401
 
 pytestmark = [
     pytest.mark.slow,

@@ -23,8 +23,9 @@ from mpcluster.monitor import answers, sampler, server
 from mpcluster.monitor.server import Monitor
 from mpcluster.supervision import Supervisor
 from tests.happenings import PATIENCE, Diary, Gate, relatives_fixture  # noqa: F401
-from tests.monitor.fleets import serving, supervise_fixture, until_ready  # noqa: F401
+from tests.monitor.fleets import serving, until_ready
 from tests.running import python
+from tests.supervision.supervising import supervise_fixture  # noqa: F401
 
 
 @pytest.fixture(name="watch")

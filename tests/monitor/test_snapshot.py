@@ -21,8 +21,9 @@ from mpcluster.monitor import snapshot
 from mpcluster.monitor.snapshot import Snapshot, Worker
 from mpcluster.supervision import Supervisor
 from tests.happenings import PATIENCE, Diary, Gate, relatives_fixture, settle  # noqa: F401
-from tests.monitor.fleets import serving, supervise_fixture, until_ready  # noqa: F401
+from tests.monitor.fleets import serving, until_ready
 from tests.running import python
+from tests.supervision.supervising import supervise_fixture  # noqa: F401
 
 
 def of_slot(seen: Snapshot, slot: int) -> Worker:

@@ -7,7 +7,7 @@ import signal
 import socket
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,7 @@ from mpcluster.family import Family
 from mpcluster.supervision import SlotState, Supervisor, checkup
 from tests.happenings import PATIENCE, Diary, relatives_fixture  # noqa: F401
 from tests.running import begin, finish, python
-
-
-@pytest.fixture(name="supervise")
-def supervise_fixture(relatives: Family) -> Iterator[Callable[..., Supervisor]]:
-    """``supervise()`` whose supervisors are stopped at the end."""
-    made: list[Supervisor] = []
-
-    def supervise(*args: Any, **kwargs: Any) -> Supervisor:
-        made.append(cluster.supervise(*args, **kwargs))
-        return made[-1]
-
-    yield supervise
-    for supervisor in made:
-        supervisor.stop()
-        supervisor.status()  # the watcher is past that: what is killed now was asked to leave
-        for worker in list(relatives.workers.values()):
-            worker.kill()
-        try:
-            assert supervisor.wait(PATIENCE)
-        except SupervisionError:
-            pass
+from tests.supervision.supervising import supervise_fixture  # noqa: F401
 
 
 def say_slot_and_stay() -> None:
