@@ -168,13 +168,13 @@ def settle(before: Snapshot, patience: float = 5.0) -> Leaks:
         patience: Seconds given to processes and threads that are about to end.
     """
     deadline = time.monotonic() + patience
-    leaks = since(before)
-    if leaks:
+    while leaks := since(before):
         gc.collect()  # a reference cycle is no leak, though it may hold a descriptor
         leaks = since(before)
-    while leaks and (rest := deadline - time.monotonic()) > 0:
+        rest = deadline - time.monotonic()
+        if not leaks or rest <= 0:
+            break
         _wait_for_any(leaks, min(rest, 0.05))
-        leaks = since(before)
     return leaks
 
 

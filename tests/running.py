@@ -23,8 +23,10 @@ def command(*arguments: object) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
+    """This process's own, but unbuffered output: there a line of ``print`` is two writes."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, **more}
+    return {**inherited, "PYTHONPATH": path, **more}
 
 
 def begin(

@@ -78,6 +78,11 @@ class Master:
         self.order("count")
         return self.expect("count")
 
+    def wait_until(self, **counts: int) -> None:
+        """Until the master has been told so much."""
+        while not counts.items() <= self.ask().items():
+            pass
+
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
@@ -139,7 +144,9 @@ def test_least_connections_gives_to_who_has_fewest_open(server: str) -> None:
                 client.close()
         for _ in range(4):
             master.expect("closed")
-        for _ in range(4):
+        for already in range(4):
+            # Programs are quicker than the words that tell the master what they have done.
+            master.wait_until(passed=0, open=4 + already)
             held.append(master.connect())
             assert who(held[-1]) == master.pids[0]
         for client in held:

@@ -34,13 +34,14 @@ def show(path: Path) -> int:
     Raises:
         CommandError: `rich` is missing; nobody answers there; this is no terminal.
     """
-    try:
-        from rich.live import Live
-    except ImportError:
-        raise CommandError(
-            "top needs rich: pip install 'mpcluster[monitor]' (status shows the same once)", FAILED
-        ) from None
     with asking.connected(path) as line:
+        try:
+            from rich.live import Live
+        except ImportError:
+            raise CommandError(
+                "top needs rich: pip install 'mpcluster[monitor]' (status shows the same once)",
+                FAILED,
+            ) from None
         before = line.ask("status")
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise CommandError("top wants a terminal; for a file or a pipe there is status")

@@ -6,11 +6,13 @@ write is read line by line, and every wait is for such a line, for an answer, or
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import queue
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -190,6 +192,18 @@ class connection(http.client.HTTPConnection):  # noqa: N801  # used as a functio
 def answer(asked: http.client.HTTPConnection) -> tuple[int, str]:
     pid, version = asked.getresponse().read().decode().split()
     return int(pid), version
+
+
+@contextlib.contextmanager
+def leaving(pids: list[int]) -> Iterator[None]:
+    """In the body, these are asked to leave; after it they have, and accept no more."""
+    with contextlib.ExitStack() as stack:
+        present = [os.pidfd_open(pid) for pid in pids]
+        for one in present:
+            stack.callback(os.close, one)
+        yield
+        for one in present:
+            assert select.select([one], [], [], PATIENCE)[0]
 
 
 def command(*arguments: object, directory: Path) -> subprocess.CompletedProcess[str]:

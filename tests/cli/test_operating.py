@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.masters import SERVER, Master, answer, connection, start_fixture, write  # noqa: F401
+from tests.cli.masters import (  # noqa: F401
+    SERVER,
+    Master,
+    answer,
+    connection,
+    leaving,
+    start_fixture,
+    write,
+)
 from tests.leaks import Process
 from tests.running import PATIENCE
 
@@ -96,9 +104,10 @@ def test_a_change_of_a_watched_file_reloads(start: Start, tmp_path: Path) -> Non
     script = write(tmp_path / "app.py", SERVER)
     master = start("-n", 1, "--watch", "app.py")
     master.serves()
-    write(script, SERVER.replace('"1"', '"two"'))
-    master.wait_for(r"app.py changed")
-    master.wait_for(r"reload: done")
+    with leaving(master.pids()):
+        write(script, SERVER.replace('"1"', '"two"'))
+        master.wait_for(r"app.py changed")
+        master.wait_for(r"reload: done")
     assert master.get()[1] == "two"
     assert master.stop() == 0
 

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.masters import SERVER, Master, answer, connection, start_fixture, write  # noqa: F401
+from tests.cli.masters import (  # noqa: F401
+    SERVER,
+    Master,
+    answer,
+    connection,
+    leaving,
+    start_fixture,
+    write,
+)
 from tests.running import PATIENCE
 
 Start = Callable[..., Master]
@@ -164,12 +172,9 @@ def test_hup_reads_the_program_anew(start: Start, tmp_path: Path) -> None:
     master.serves(2)
     assert master.get()[1] == "1"
     write(script, SERVER.replace('"1"', '"2"'))
-    old = [os.pidfd_open(pid) for pid in master.pids()]
-    master.kill(signal.SIGHUP)
-    master.wait_for(r"reload: done")
-    for one in old:  # until it has left, it may have accepted
-        assert select.select([one], [], [], PATIENCE)[0]
-        os.close(one)
+    with leaving(master.pids()):
+        master.kill(signal.SIGHUP)
+        master.wait_for(r"reload: done")
     assert master.get()[1] == "2"
     assert master.stop() == 0
 

@@ -175,6 +175,7 @@ def count() -> None:
         calls=calls,
         pending=len(policy()._timers),
         passed=sum(len(taker.passed) for taker in policy()._takers),
+        open=sum(taker.open for taker in policy()._takers),
         descriptors=len(os.listdir("/proc/self/fd")),
     )
 
