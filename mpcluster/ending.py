@@ -180,7 +180,7 @@ def _on_sigterm(signum: int, _frame: FrameType | None) -> None:
         assert _ending is not None
         end_workers()
         _ending.release()
-        interpreter.flush_std_streams()
+        interpreter.flush_what_can_be()
     os.kill(os.getpid(), signum)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import _signal as bare_signal  # type: ignore[import-not-found]
 import _thread
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -43,6 +44,7 @@ __all__ = [
     "find_main_state",
     "flush_open_files",
     "flush_std_streams",
+    "flush_what_can_be",
     "forget_imports_of_other_threads",
     "get_handler",
     "hold_logging",
@@ -133,6 +135,16 @@ def leave_finalizers() -> None:
         finalizer.atexit = False
     finalize._registered_with_atexit = True
     atexit.register(finalize._exitfunc)
+
+
+def flush_what_can_be() -> None:
+    """As :func:`flush_std_streams`, in a signal's handler; raises nothing.
+
+    The handler may have come in the midst of a write to the very stream, which then refuses.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
+            stream.flush()
 
 
 def end_threads() -> None:

@@ -94,7 +94,7 @@ class Program:
         """End the process, without the exit functions of its program. Does not return."""
         self._flush()
         try:
-            interpreter.flush_std_streams()
+            interpreter.flush_what_can_be()
         finally:
             os._exit(code)
 

@@ -317,6 +317,32 @@ class TestSignals:
         assert done.stderr.count("Traceback") <= 1, done.stderr
         assert "ClusterProcess" not in done.stderr
 
+    def test_sigterm_in_the_midst_of_a_write_to_its_output(self, script: Path) -> None:
+        """A stream refuses to be flushed by a handler that has interrupted its own write."""
+        write(
+            script,
+            """
+            import io, os, signal, sys
+            import mpcluster as cluster
+
+            class Output(io.RawIOBase):
+                def writable(self):
+                    return True
+
+                def write(self, data):
+                    while signals:
+                        os.kill(os.getpid(), signals.pop())
+                    return len(data)
+
+            signals = [signal.SIGTERM]
+            cluster.fork(signal.pause)
+            sys.stdout = io.TextIOWrapper(io.BufferedWriter(Output()))
+            print("said", flush=True)
+            """,
+        )
+        done = run(script)
+        assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+
     def test_a_programs_own_sigterm_handler_stays(self, script: Path) -> None:
         write(
             script,
