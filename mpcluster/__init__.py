@@ -33,6 +33,7 @@ from collections.abc import Callable as _Callable
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from mpcluster import above as _above
 from mpcluster import descent as _descent
 from mpcluster import family as _family
 from mpcluster import workerside as _workerside
@@ -170,7 +171,7 @@ _LATE: dict[str, str] = {
     **dict.fromkeys(("Rules", "SlotState", "SlotStatus", "Supervisor"), "mpcluster.supervision"),
 }
 
-_family.load_upward = lambda: _importlib.import_module("mpcluster.cluster")
+_above.load = lambda: _importlib.import_module("mpcluster.cluster")
 
 
 def __getattr__(name: str) -> _Any:

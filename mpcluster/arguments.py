@@ -10,7 +10,15 @@ import signal as _signal
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["call", "check_number", "check_signal", "check_timeout", "directory", "environment"]
+__all__ = [
+    "call",
+    "check_count",
+    "check_number",
+    "check_signal",
+    "check_timeout",
+    "directory",
+    "environment",
+]
 
 
 def check_number(
@@ -31,6 +39,19 @@ def check_number(
         raise TypeError(f"{name} must be a number of {unit}, not {value!r}")
     if not value >= least:  # type: ignore[operator]  # NaN fails this one too
         raise ValueError(f"{name} must not be negative, not {value!r} {unit}")
+
+
+def check_count(name: str, value: object, *, least: int) -> None:
+    """Raise unless ``value`` is a whole number from ``least`` on.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is less.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, not {value}")
 
 
 def check_timeout(timeout: object, *, least: float = 0) -> None:

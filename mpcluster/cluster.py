@@ -6,7 +6,6 @@ process: the family of workers, the worker's own side, the registry of listeners
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import socket
@@ -26,11 +25,7 @@ from mpcluster import (
     watcher,
     workerside,
 )
-from mpcluster.errors import (
-    ChannelClosedError,
-    ClusterError,
-    SerializationError,
-)
+from mpcluster.errors import ChannelClosedError, ClusterError, SerializationError
 from mpcluster.events import Callback
 from mpcluster.process import ClusterProcess
 from mpcluster.recruiting import recruit, require_master
@@ -139,15 +134,8 @@ def supervise(
     require_master("supervise()")
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        raise TypeError(f"workers must be a whole number, not {workers!r}")
-    if workers < 1:
-        raise ValueError(f"workers must be 1 or more, not {workers}")
-    names = [field.name for field in dataclasses.fields(Rules)]
-    for rule in rules:
-        if rule not in names:
-            raise TypeError(f"there is no rule {rule!r}; there are: {', '.join(names)}")
-    checked = Rules(**rules)
+    arguments.check_count("workers", workers, least=1)
+    checked = Rules.named(rules)
 
     def make() -> ClusterProcess:
         return recruit(

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mpcluster import family, messages, watcher
+from mpcluster import above, messages, watcher
 from mpcluster.address import Address
 from mpcluster.channel import Channel
 from mpcluster.configuration import Settings
@@ -162,7 +162,7 @@ class Downstream:
         elif isinstance(message, messages.Spent):
             self._tell_overseer("spent", message.tasks)
         elif isinstance(message, messages.Request | messages.Release | messages.Gone):
-            family.upward.answer(self._process, message)
+            above.current.answer(self._process, message)
         else:
             logger().warning("unknown control message of %s: %r", self.channel.label, message)
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
-from mpcluster import perprocess, watcher
+from mpcluster import above, perprocess, watcher
 from mpcluster.configuration import Settings
 from mpcluster.events import Callback, Emitter, KeptEvents, call, report, report_callback
 from mpcluster.forking import EndingError
@@ -25,7 +25,6 @@ from mpcluster.logs import logger
 from mpcluster.wire import Kind
 
 if TYPE_CHECKING:
-    from mpcluster import messages
     from mpcluster.process import ClusterProcess
     from mpcluster.wire import Received
 
@@ -57,41 +56,6 @@ class Holder(Protocol):
 
     def stop(self, timeout: float | None = None) -> None:
         """Start none any more, and have those that are there leave; returns at once."""
-
-
-class Upward:
-    """What the cluster layer does about a worker; its own subclass takes the place of this.
-
-    All are called in the watcher's thread.
-    """
-
-    def answer(
-        self,
-        worker: ClusterProcess,
-        message: messages.Request | messages.Release | messages.Gone,
-    ) -> None:
-        """The worker asks, gives back a listener, or tells of the end of one below it."""
-        load_upward()
-        upward.answer(worker, message)
-
-    def leaving(self, worker: ClusterProcess, proceed: Callable[[], object]) -> None:  # noqa: ARG002
-        """The worker is asked to leave; ``proceed()`` tells it so."""
-        proceed()
-
-    def gone(self, worker: ClusterProcess, *, crashed: bool) -> None:
-        """The worker's process has ended, by its own will or not; `death` comes next."""
-
-
-upward: Upward = Upward()
-
-
-def _nothing_to_load() -> None:
-    """In the place of what is given from above."""
-
-
-#: Imports the cluster layer, whose own takes the place of `upward`. Given from above; a
-#: program whose processes ask and say nothing does without.
-load_upward: Callable[[], object] = _nothing_to_load
 
 
 class Family:
@@ -356,7 +320,7 @@ class Family:
         self.workers.pop(key, None)
         try:
             try:
-                upward.gone(worker, crashed=crashed)
+                above.current.gone(worker, crashed=crashed)
             except Exception as error:  # noqa: BLE001  # whatever it meets, the death is told
                 report(f"at the end of {worker.name}", error, worker)
             self.emit(worker, "death")

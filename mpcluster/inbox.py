@@ -8,8 +8,6 @@ most, and wait for the frame that they belong to.
 
 from __future__ import annotations
 
-import array
-import contextlib
 import errno
 import logging
 import os
@@ -19,11 +17,11 @@ import sys
 from collections import deque
 from typing import Final
 
-from mpcluster import descriptors, memfd, pickling, wire
+from mpcluster import descriptors, memfd, parts, pickling, wire
 from mpcluster.errors import SerializationError
 from mpcluster.wire import HEADER, Kind, MalformedFrame, Received, Shape
 
-__all__ = ["Inbox", "LaneInbox", "close_all", "open_parts"]
+__all__ = ["Inbox", "LaneInbox"]
 
 _log = logging.getLogger("mpcluster")
 
@@ -150,7 +148,7 @@ class Inbox:
         self._buffer = bytearray()
         self._begin = self._end = 0
         while self._lots:
-            close_all(self._lots.popleft())
+            parts.close_all(self._lots.popleft())
         if self.lane is not None:
             self.lane.close()
 
@@ -165,7 +163,7 @@ class Inbox:
             with descriptors.opening():
                 count, rights, flags, _ = self._sock.recvmsg_into([room], _RIGHTS, _CLOEXEC)
                 if rights or flags & _CTRUNC:
-                    self._lots.append(_numbers(rights))
+                    self._lots.append(parts.owned(rights))
         except BlockingIOError:
             return False
         except OSError:  # ECONNRESET: it ended with something of ours unread
@@ -268,7 +266,7 @@ class Inbox:
     def _open_lane(self, carried: list[int]) -> None:
         """The other side goes on by a lane, and this is its reading end."""
         if not carried or self.lane is not None:
-            close_all(carried)
+            parts.close_all(carried)
             raise MalformedFrame("a lane came without its descriptor, or a second one")
         self.lane = LaneInbox(carried[0], self, self._sock, self._whole)
         self._cut_before = -self._begin  # from here on positions count, on both sides
@@ -283,14 +281,14 @@ class Inbox:
             try:
                 if len(carried) < shape.descriptors:
                     raise OSError(errno.EMFILE, "descriptors were lost on their way in")
-                data, *buffers = open_parts(shape, body, carried, sizes)
+                data, *buffers = parts.open_parts(shape, body, carried, sizes)
             except (OSError, ValueError, OverflowError, MemoryError) as error:
                 self._failed(kind, sum(sizes), error)
             else:
                 self._unpickle(kind, sum(sizes), data, buffers, carried)
             return sum(sizes)
         finally:
-            close_all(carried)
+            parts.close_all(carried)
 
     def _unpickle(
         self,
@@ -319,12 +317,12 @@ class Inbox:
         numbers: list[int] = []
         for begin in range(0, count, wire.DESCRIPTORS_A_CALL):
             if not self._lots:
-                close_all(numbers)
+                parts.close_all(numbers)
                 raise MalformedFrame(f"{count} descriptors are announced and did not come")
             lot = self._lots.popleft()
             numbers += lot
             if len(lot) > min(count - begin, wire.DESCRIPTORS_A_CALL):
-                close_all(numbers)
+                parts.close_all(numbers)
                 raise MalformedFrame("more descriptors came than are announced")
         return numbers
 
@@ -364,53 +362,3 @@ class LaneInbox(Inbox):
         if kind is not _SYNC:
             raise MalformedFrame(f"{kind!r} came by a lane")
         return super()._take_in(kind, shape, body)
-
-
-def open_parts(
-    shape: Shape, body: memoryview, carried: list[int], sizes: list[int] | None = None
-) -> list[memoryview]:
-    """The pickle and each buffer of a message of several parts.
-
-    Args:
-        carried: Its descriptors; the memfd among them is taken out and closed.
-        sizes: What `wire.untable` says, where the caller has asked already.
-
-    Raises:
-        OSError, ValueError: There is no memory for it, or it is not of the size it says.
-    """
-    if sizes is None:
-        sizes = wire.untable(shape, body)
-    if not shape.in_memory:
-        return _parts(body[shape.table :], sizes)
-    parts = memfd.take_over(carried[0], sizes)
-    close_all([carried.pop(0)])
-    return parts
-
-
-def _parts(content: memoryview, sizes: list[int]) -> list[memoryview]:
-    """The pickle where it lies, and each buffer in memory of its own."""
-    parts = [content[: sizes[0]]]
-    begin = sizes[0]
-    for size in sizes[1:]:
-        parts.append(memoryview(bytearray(content[begin : begin + size])))
-        begin += size
-    return parts
-
-
-def _numbers(rights: list[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors of one call, owned from now on."""
-    numbers = array.array("i")
-    for level, kind, data in rights:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-    for fd in numbers:
-        descriptors.own(fd)
-    return list(numbers)
-
-
-def close_all(numbers: list[int]) -> None:
-    """Close owned descriptors; those that somebody has taken stand there as -1."""
-    for fd in numbers:
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                descriptors.close(fd)

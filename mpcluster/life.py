@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from mpcluster import descriptors, family, watcher
+from mpcluster import above, descriptors, watcher
 from mpcluster.configuration import Settings
 from mpcluster.errors import ChannelClosedError
 from mpcluster.family import Family
@@ -153,7 +153,7 @@ class Life:
             return made
         from mpcluster.downstream import Downstream
 
-        family.load_upward()  # who talks may ask; and the workers to come need not import it
+        above.load()  # who talks may ask; and the workers to come need not import it
         with self._making:
             if self._downstream is None:
                 label = f"worker {self._number} (pid {self._popen.pid})"
@@ -199,7 +199,7 @@ class Life:
         if self.state is not WorkerState.DEAD:
             if timeout is not None:
                 self._after(timeout, self._terminate_then_kill)
-            family.upward.leaving(self._process, self._tell_to_leave)
+            above.current.leaving(self._process, self._tell_to_leave)
 
     def _tell_to_leave(self) -> None:
         from mpcluster.messages import Disconnect

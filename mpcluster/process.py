@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import context
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from mpcluster import arguments, family, watcher
+from mpcluster import above, arguments, family, watcher
 from mpcluster.errors import NotMasterError
 from mpcluster.events import Callback, Emitter
 from mpcluster.life import Life
@@ -170,7 +170,7 @@ class ClusterProcess(Unheard, context.ForkProcess):
             self._settings = self._family.settings
             self._id = next(self._family.ids)
         if self._share_ports:
-            family.load_upward()
+            above.load()
         the_watcher = watcher.current()  # that cannot be had now or never
         rings = the_watcher.rings
         if self.is_forked:
@@ -365,7 +365,7 @@ def _subscription_to(process: ClusterProcess) -> Callable[[str], None]:
 
     def subscribed(event: str) -> None:
         if event == "message":
-            family.load_upward()  # here, so that no child has to
+            above.load()  # here, so that no child has to
         subject = reference()
         if subject is not None:
             subject._family.subscribed(event, subject)  # noqa: SLF001

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import cloudpickle
 
-from mpcluster import bequest, family, interpreter, messages, watcher, workerside
+from mpcluster import above, bequest, family, interpreter, messages, watcher, workerside
 from mpcluster.errors import ClusterError
 from mpcluster.registry import Registry
 from mpcluster.scheduling import queued
@@ -159,7 +159,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 interpreter.at_the_very_end(close)
 
 
-class _Upward(family.Upward):
+class _Above(above.Above):
     """Workers' requests: answered by the root master, passed on by those in between."""
 
     def answer(
@@ -347,4 +347,4 @@ def _close_socket(carrier: object) -> None:
         carrier.socket.close()
 
 
-family.upward = _Upward()
+above.current = _Above()

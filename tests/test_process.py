@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import pytest
 
 import mpcluster
-from mpcluster import NotMasterError, WorkerState, family, forking, life, messages, watcher
+from mpcluster import NotMasterError, WorkerState, above, forking, life, messages, watcher
 from mpcluster.family import Family
 from mpcluster.popen import UNKNOWN_EXITCODE
 from mpcluster.process import ClusterProcess
@@ -680,11 +680,11 @@ def test_close_does_not_wait_for_a_callback_that_waits_for_it(
 def test_an_upper_layer_that_fails_at_a_death_does_not_hide_it(
     monkeypatch: pytest.MonkeyPatch, reported: list[str]
 ) -> None:
-    class Failing(family.Upward):
+    class Failing(above.Above):
         def gone(self, worker: ClusterProcess, *, crashed: bool) -> None:
             raise RuntimeError("in the registry")
 
-    monkeypatch.setattr(family, "upward", Failing())
+    monkeypatch.setattr(above, "current", Failing())
     diary = Diary()
     one = ClusterProcess(target=nothing)
     one.on("death", diary.writer("death"))

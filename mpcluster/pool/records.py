@@ -18,7 +18,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Final, TypeAlias
 
-from mpcluster import inbox, memfd, pickling, wire
+from mpcluster import inbox, memfd, parts, pickling, wire
 from mpcluster.outbox import Outgoing
 from mpcluster.pickling import Pickled, Segment
 
@@ -124,7 +124,7 @@ class Parcel:
 
     def drop(self) -> None:
         """Close the descriptors that nobody has taken."""
-        inbox.close_all(self._carried)
+        parts.close_all(self._carried)
         self._carried = []
 
 
@@ -218,7 +218,7 @@ class Stream(inbox.Inbox):
         try:
             if len(carried) < descriptors:
                 raise OSError("descriptors were lost on their way in: this process has too many")
-            data, *views = inbox.open_parts(shape, body, carried)
+            data, *views = parts.open_parts(shape, body, carried)
         except (OSError, ValueError, OverflowError, MemoryError) as error:
             return Parcel(None, [], carried, error)
         return Parcel(data, views, carried)

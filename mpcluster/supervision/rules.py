@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 __all__ = ["READY_WHEN", "RESTART", "Rules"]
 
@@ -56,6 +57,19 @@ class Rules:
     max_tasks: int | None = None
     max_memory: int | None = None
     jitter: float = 0.1
+
+    @classmethod
+    def named(cls, rules: dict[str, Any]) -> Self:
+        """Return those; the others are as usual.
+
+        Raises:
+            TypeError, ValueError: There is no such rule, or its value is none.
+        """
+        names = [field.name for field in fields(cls)]
+        for rule in rules:
+            if rule not in names:
+                raise TypeError(f"there is no rule {rule!r}; there are: {', '.join(names)}")
+        return cls(**rules)
 
     def __post_init__(self) -> None:
         _check_word("restart", self.restart, RESTART)

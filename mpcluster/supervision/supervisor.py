@@ -100,10 +100,7 @@ class Supervisor:
         Raises:
             TypeError, ValueError: It is no such number.
         """
-        if isinstance(workers, bool) or not isinstance(workers, int):
-            raise TypeError(f"workers must be a whole number, not {workers!r}")
-        if workers < 0:
-            raise ValueError(f"workers must be 0 or more, not {workers}")
+        arguments.check_count("workers", workers, least=0)
         self._tell(lambda: self._fleet.scale(workers))
 
     def reload(self) -> Future[None]:
