@@ -94,12 +94,16 @@ def _fork(raw_fork: Callable[[], int], keep: tuple[int, ...]) -> int:
     # A signal to the child waits there until the interpreter has forgotten those of its
     # parent, and the handlers that are the master's alone are taken back: a SIGTERM that
     # came before would be forgotten with them, and who sent it would wait for ever.
-    mask = _masked(_BLOCK, _EVERY_SIGNAL)
-    # What is not needed is not called, here and below: it would be pages to copy.
-    held = interpreter.hold_logging() if "logging" in sys.modules else None
-    main_state = interpreter.find_main_state() if interpreter.needs_main_state() else None
+    mask = _masked(_BLOCK, ())  # only asks: the next one may raise what a handler raises
+    held = main_state = None
     pid = -1
     try:
+        _masked(_BLOCK, _EVERY_SIGNAL)
+        # What is not needed is not called, here and below: it would be pages to copy.
+        if "logging" in sys.modules:
+            held = interpreter.hold_logging()
+        if interpreter.needs_main_state():
+            main_state = interpreter.find_main_state()
         pid = descriptors.call_keeping(raw_fork, keep)
         return pid  # the `finally` looks at it
     finally:

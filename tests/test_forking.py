@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -51,6 +51,28 @@ def test_in_a_thread_the_child_has_that_thread_as_its_main_one() -> None:
         thread.start()
         thread.join()
     diary.until(0)
+
+
+def test_a_handler_that_raises_where_signals_are_blocked_leaves_none_blocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The call that blocks them runs the handlers of those that have come before."""
+    mask = signal.pthread_sigmask
+
+    def interrupted(how: int, signals: Iterable[int]) -> set[int]:
+        before = {int(one) for one in mask(how, signals)}
+        if how == signal.SIG_BLOCK and signals:
+            raise KeyboardInterrupt
+        return before
+
+    monkeypatch.setattr(forking, "_masked", interrupted)
+    blocked = mask(signal.SIG_BLOCK, ())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            forking.fork()
+        assert mask(signal.SIG_BLOCK, ()) == blocked
+    finally:
+        mask(signal.SIG_SETMASK, blocked)
 
 
 def test_what_is_owned_is_closed_in_the_child_but_for_what_is_kept() -> None:
