@@ -23,7 +23,7 @@ from typing import Final
 
 from mpcluster import descriptors
 
-__all__ = ["ALIGNMENT", "THRESHOLD", "create", "layout", "take_over"]
+__all__ = ["ALIGNMENT", "THRESHOLD", "create", "layout", "size", "take_over"]
 
 #: Bytes from which a message goes through a memfd. Measured there and back between two
 #: processes, data read at the other end, CPython 3.11 on Linux 6.18, two cores; time through
@@ -45,7 +45,8 @@ _mappings: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 _NO_ROOM: Final = frozenset(
     {errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EDQUOT, errno.EFBIG}
 )
-_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_SEALS_OF_KEPT: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_SEALS: Final = _SEALS_OF_KEPT | fcntl.F_SEAL_WRITE
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -59,11 +60,14 @@ def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
     return offsets, end
 
 
-def create(parts: Sequence[Sequence[bytes | bytearray | memoryview]]) -> int | None:
+def create(
+    parts: Sequence[Sequence[bytes | bytearray | memoryview]], *, kept: bool = False
+) -> int | None:
     """Copy a message into a new memfd.
 
     Args:
         parts: Of each part (the pickle, then the buffers) its pieces, in order.
+        kept: It will be written to again.
 
     Returns:
         Its descriptor, owned (see :mod:`mpcluster.descriptors`), or ``None`` where there is
@@ -74,14 +78,14 @@ def create(parts: Sequence[Sequence[bytes | bytearray | memoryview]]) -> int | N
         with descriptors.opening():
             fd = os.memfd_create("mpcluster", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             descriptors.own(fd)
-        offsets, end = layout([sum(map(_size, pieces)) for pieces in parts])
+        offsets, end = layout([size(pieces) for pieces in parts])
         os.ftruncate(fd, end)
         for offset, pieces in zip(offsets, parts, strict=True):
             at = offset
             for piece in pieces:
                 at += _write(fd, piece, at)
         # Sealed, so that no sender can take the pages away under a mapping (SIGBUS).
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS_OF_KEPT if kept else _SEALS)
     except OSError as error:
         if fd >= 0:
             descriptors.close(fd)
@@ -150,5 +154,6 @@ def _write(fd: int, piece: bytes | bytearray | memoryview, offset: int) -> int:
         return size
 
 
-def _size(piece: bytes | bytearray | memoryview) -> int:
-    return piece.nbytes if isinstance(piece, memoryview) else len(piece)
+def size(pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+    """Bytes of so many pieces."""
+    return sum(one.nbytes if isinstance(one, memoryview) else len(one) for one in pieces)

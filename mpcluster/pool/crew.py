@@ -160,7 +160,7 @@ class Crew:
     def _enlist(self, recruit: _Recruit) -> None:
         process = recruit.process
         try:
-            link = Link(recruit.line, process, self._quota)
+            link = Link(recruit.line, process, self._quota, self._plan.kept)
         except BaseException:  # no more memory: one that nobody talks to must not live
             process.kill()
             process.join()

@@ -17,6 +17,7 @@ from mpcluster.pool.calls import Call
 from mpcluster.pool.records import Stream
 from mpcluster.pool.ring import Ring
 from mpcluster.pool.runs import Run
+from mpcluster.pool.stock import Stock
 from mpcluster.pool.worker import Berth
 
 __all__ = ["Line", "Link"]
@@ -81,14 +82,18 @@ class Link:
         quota: How many more calls it may get, None for any number.
     """
 
-    def __init__(self, line: Line, process: Any, quota: int | None) -> None:
+    def __init__(self, line: Line, process: Any, quota: int | None, kept: int) -> None:
         self.process = process
         self.pid: int = process.pid
         self.ring = Ring(line.memory)
         line.close_theirs()
         self.doorbell = line.doorbell
         self.socket = line.ours
-        self.stream = Stream(self.socket, f"worker {process.name} (pid {process.pid})")
+        label = f"worker {process.name} (pid {process.pid})"
+        cells = self.ring.cells
+        self.stream = Stream(self.socket, label, cells, ring.ANSWERS_BACK)
+        #: By the one who fills.
+        self.stock = Stock(cells, ring.ORDERS_BACK, kept)
         self.under_way: dict[int, Call] = {}
         self.known: set[int] = set()  # functions that the worker knows
         self.usable = True
@@ -275,6 +280,7 @@ class Link:
             self.on_backlog = None  # it holds this link, and so a dead process
             self._outbox.clear()
             self.stream.close()
+            self.stock.close()
             descriptors.close(self.socket)
             descriptors.close(self.doorbell)
             self.ring.close()

@@ -10,6 +10,7 @@ from multiprocessing import util
 from typing import Any, Final, Self, TypeVar
 
 from mpcluster.errors import EngineUnavailableError, PoolClosedError, TaskCancelledError
+from mpcluster.pool import stock
 from mpcluster.pool.calls import Options
 from mpcluster.pool.crew import Crew
 from mpcluster.pool.making import cores, forking, maker, share_resource_tracker
@@ -101,7 +102,7 @@ class ClusterPool(Verbs):
         share_resource_tracker()
         crew = self._crew = Crew(
             maker(self, self._ctx, name),
-            Plan(initializer, tuple(initargs), max_memory),
+            Plan(initializer, tuple(initargs), max_memory, stock.share(processes)),
             processes,
             maxtasksperchild,
         )

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Final, TypeAlias
 
 from mpcluster import inbox, memfd, parts, pickling, wire
 from mpcluster.outbox import Outgoing
 from mpcluster.pickling import Pickled, Segment
+from mpcluster.pool.stock import Stock, give_back_at_the_end, lay_once
 
 __all__ = [
     "CALL",
@@ -77,7 +78,7 @@ VALUES: Final = 6  #: those of a run, as far as they are there; payload: bodies 
 OPEN: Final = (1 << 64) - 1
 
 _PARCEL: Final = 0x100  # added to the kind
-_SHAPE: Final = Struct("=III")  # in memory?, descriptors, buffers
+_SHAPE: Final = Struct("=IIIQ")  # in memory?, descriptors, buffers, the stock's ticket
 
 #: Whose pickle is the same by the C pickler alone: nothing for cloudpickle to do. And nobody
 #: can tell whether two of them were one: so many of them may be in one pickle.
@@ -123,9 +124,11 @@ class Parcel:
             self.drop()
 
     def drop(self) -> None:
-        """Close the descriptors that nobody has taken."""
+        """Close the descriptors that nobody has taken, and let go of the memory."""
         parts.close_all(self._carried)
         self._carried = []
+        self._buffers = []
+        self._data = None
 
 
 #: One record, as it came: kind, the second number, number of the order, payload.
@@ -149,18 +152,30 @@ def values(bodies: memoryview) -> list[object]:
     return pickle.loads(b"".join((_LIST[0], bodies, _LIST[2])))  # type: ignore[no-any-return]
 
 
-def parcel(kind: int, extra: int, number: int, pickled: Pickled) -> Outgoing:
-    """A record whose payload is in several parts, on its way."""
+def parcel(
+    kind: int, extra: int, number: int, pickled: Pickled, stock: Stock | None = None
+) -> Outgoing:
+    """A record whose payload is in several parts, on its way.
+
+    Args:
+        kind: The first number of its header, and so on.
+        extra: See :data:`HEADER`.
+        number: See :data:`HEADER`.
+        pickled: The parts.
+        stock: Whose memory to use again; None for what the receiver keeps.
+    """
     segments, buffers, carried = pickled
     sizes = [sum(map(len, segments)), *map(len, buffers)]
     size = sum(sizes)
     if size >= memfd.THRESHOLD:
-        fd = memfd.create([segments, *([buffer] for buffer in buffers)])
-        if fd is not None:
-            table = _SHAPE.pack(1, 1 + len(carried), len(buffers)) + wire.table(sizes)
+        content: list[Sequence[Segment]] = [segments, *([buffer] for buffer in buffers)]
+        laid = lay_once(content) if stock is None else stock.lay(content)
+        if laid is not None:
+            fd, ticket = laid
+            table = _SHAPE.pack(1, 1 + len(carried), len(buffers), ticket) + wire.table(sizes)
             head = HEADER.pack(kind | _PARCEL, extra, number, len(table)) + table
             return Outgoing([head], len(head), carried, [fd])
-    table = _SHAPE.pack(0, len(carried), len(buffers)) + wire.table(sizes[1:])
+    table = _SHAPE.pack(0, len(carried), len(buffers), 0) + wire.table(sizes[1:])
     head = HEADER.pack(kind | _PARCEL, extra, number, len(table) + size) + table
     pieces: list[Segment] = [head, *segments, *buffers]
     return Outgoing(pieces, len(head) + size, carried)
@@ -170,11 +185,18 @@ class Stream(inbox.Inbox):
     """The records that have come by a socket. One thread at a time.
 
     The payloads lie in its buffer: they hold until the next :meth:`next_records`.
+
+    Args:
+        sock: As of :class:`Inbox`, and so is ``label``.
+        cells: The numbers of the ring.
+        first: The first of those by which memory is given back (:mod:`mpcluster.pool.stock`).
     """
 
-    def __init__(self, sock: socket.socket, label: str) -> None:
+    def __init__(self, sock: socket.socket, label: str, cells: memoryview, first: int) -> None:
         super().__init__(sock, label)
         self._records: list[Record] = []
+        self._cells = cells
+        self._first = first
 
     def next_records(self) -> list[Record]:
         """Read once, or until a record is whole; of a socket that blocks, wait for it.
@@ -211,7 +233,7 @@ class Stream(inbox.Inbox):
         return 0
 
     def _open(self, body: memoryview) -> Parcel:
-        in_memory, descriptors, buffers = _SHAPE.unpack_from(body)
+        in_memory, descriptors, buffers, ticket = _SHAPE.unpack_from(body)
         body = body[_SHAPE.size :]
         shape = wire.Shape(bool(in_memory), descriptors, buffers)
         carried = self._carried(descriptors)
@@ -219,6 +241,8 @@ class Stream(inbox.Inbox):
             if len(carried) < descriptors:
                 raise OSError("descriptors were lost on their way in: this process has too many")
             data, *views = parts.open_parts(shape, body, carried)
+            if ticket:
+                give_back_at_the_end(data.obj, self._cells, self._first, ticket)
         except (OSError, ValueError, OverflowError, MemoryError) as error:
             return Parcel(None, [], carried, error)
         return Parcel(data, views, carried)

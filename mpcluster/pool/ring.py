@@ -37,7 +37,20 @@ from mpcluster import descriptors
 from mpcluster.pool import records
 from mpcluster.pool.records import HEADER, OPEN, VALUES
 
-__all__ = ["BEGUN", "FROM", "HEAD", "READY", "SINCE", "SIZE", "TAIL", "TO", "Ring", "new_fence"]
+__all__ = [
+    "ANSWERS_BACK",
+    "BEGUN",
+    "FROM",
+    "HEAD",
+    "ORDERS_BACK",
+    "READY",
+    "SINCE",
+    "SIZE",
+    "TAIL",
+    "TO",
+    "Ring",
+    "new_fence",
+]
 
 #: Bytes of the answers. An answer that finds no room goes by the socket.
 SIZE: Final = 1 << 16
@@ -45,6 +58,8 @@ _DATA: Final = 4096
 # Indexes of 8-byte numbers; the two sides write to different cache lines.
 BEGUN, SINCE, TAIL, READY = 0, 1, 2, 3
 HEAD, FROM, TO = 16, 17, 18
+#: The first of those by which the worker, and the pool, give memory back (:mod:`.stock`).
+ORDERS_BACK, ANSWERS_BACK = 32, 48
 
 #: Bytes of a run of values, at most: so much of the ring it keeps taken until it is ended.
 _LONGEST_RUN: Final = SIZE // 4

@@ -90,7 +90,7 @@ def _write(  # noqa: PLR0917
                 pickled = pickling.dump(one)
                 segments, buffers, carried = pickled
                 if len(segments) != 1 or buffers or carried:
-                    pieces.append(records.parcel(kind, function, number, pickled))
+                    pieces.append(records.parcel(kind, function, number, pickled, link.stock))
                     number += 1
                     continue
                 data = segments[0]  # type: ignore[assignment]

@@ -28,6 +28,7 @@ from mpcluster.errors import SerializationError
 from mpcluster.pool import records, ring
 from mpcluster.pool.records import HEADER, PLAIN
 from mpcluster.pool.ring import BEGUN, FROM, READY, SINCE, TO, Ring
+from mpcluster.pool.stock import Stock
 
 __all__ = ["Berth", "Plan", "work"]
 
@@ -58,6 +59,7 @@ class Plan:
     initializer: Callable[..., object] | None
     initargs: tuple[Any, ...]
     max_memory: int | None  #: bytes
+    kept: int  #: bytes of memory for large answers, and of the pool's for large orders
 
 
 def work(berth: Berth, plan: Plan) -> None:
@@ -95,8 +97,10 @@ class _Desk:
     def __init__(self, berth: Berth, plan: Plan) -> None:
         self._socket = socket.socket(fileno=berth.orders)
         self._socket.setblocking(True)  # noqa: FBT003
-        self._stream = records.Stream(self._socket, "the pool")
         self._ring = Ring(berth.memory)
+        cells = self._ring.cells
+        self._stream = records.Stream(self._socket, "the pool", cells, ring.ORDERS_BACK)
+        self._stock = Stock(cells, ring.ANSWERS_BACK, plan.kept)
         descriptors.close(berth.memory)
         self._doorbell = berth.doorbell
         self._functions: dict[int, Any] = {}
@@ -279,7 +283,7 @@ class _Desk:
         size = sum(map(len, segments))
         if size < memfd.THRESHOLD and not (buffers or carried):
             return bytes(segments[0]) if len(segments) == 1 else b"".join(segments)
-        outgoing = records.parcel(records.VALUE, 0, number, pickled)
+        outgoing = records.parcel(records.VALUE, 0, number, pickled, self._stock)
         try:
             self.ring_doorbell()
             self._is_cut = True
@@ -300,7 +304,8 @@ class _Desk:
         assert self._max_memory is not None
         with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as file:
             pages = int(file.read().split()[1])
-            if pages * os.sysconf("SC_PAGESIZE") > self._max_memory:
+            resident = pages * os.sysconf("SC_PAGESIZE") - self._stock.mapped
+            if resident > self._max_memory:
                 self._max_memory = None  # told once
                 self.answer(records.FULL, 0, 0, b"")
 

@@ -19,7 +19,7 @@ def pair():
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     with ours, theirs:
-        stream = Stream(theirs, "a test")
+        stream = Stream(theirs, "a test", memoryview(bytearray(512)).cast("Q"), 0)
         yield ours, stream
         stream.close()
 
