@@ -384,13 +384,16 @@ def wait_until_they_are_done(group: int) -> None:
     """Return when the others of the group sleep or are dead, with no signal to come."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        busy = False
+        busy = {}
         for process in leaks.family():
             if os.getpgid(process.pid) == group != process.pid:
                 status = Path(f"/proc/{process.pid}/status").read_text()
-                pending = re.search(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)
-                busy |= process.state == "R" or (pending is not None and int(pending[1], 16) != 0)
+                signals = dict(
+                    re.findall(r"^(S\w+(?:Pnd|Blk|Ign|Cgt)):\s*(\w+)$", status, re.MULTILINE)
+                )
+                if process.state == "R" or int(signals["ShdPnd"], 16):
+                    busy[str(process)] = signals
         if not busy:
             return
         os.sched_yield()
-    raise AssertionError("they never come to rest")
+    raise AssertionError(f"they never come to rest: {busy}")
