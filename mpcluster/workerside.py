@@ -257,7 +257,20 @@ class Worker:
             own = lambda: self.emit("disconnect")  # noqa: E731
         from mpcluster import drain
 
-        drain.begin(user_callback=own, finished=self._program.end, main=self._program.main)
+        drain.begin(
+            parked=self._tell_parked,
+            user_callback=own,
+            finished=self._program.end,
+            main=self._program.main,
+        )
+
+    def _tell_parked(self) -> None:
+        from mpcluster import family
+        from mpcluster.messages import Parked
+
+        # Workers of its own that share its listeners take connections until they leave with it.
+        if not any(child.shares_ports for child in family.current().workers.values()):
+            self.tell(Parked())
 
     def _subscribed(self, _event: str) -> None:
         self.attend()

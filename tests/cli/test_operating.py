@@ -19,7 +19,6 @@ from tests.cli.masters import (  # noqa: F401
     Master,
     answer,
     connection,
-    leaving,
     start_fixture,
     write,
 )
@@ -104,10 +103,9 @@ def test_a_change_of_a_watched_file_reloads(start: Start, tmp_path: Path) -> Non
     script = write(tmp_path / "app.py", SERVER)
     master = start("-n", 1, "--watch", "app.py")
     master.serves()
-    with leaving(master.pids()):
-        write(script, SERVER.replace('"1"', '"two"'))
-        master.wait_for(r"app.py changed")
-        master.wait_for(r"reload: done")
+    write(script, SERVER.replace('"1"', '"two"'))
+    master.wait_for(r"app.py changed")
+    master.wait_for(r"reload: done")
     assert master.get()[1] == "two"
     assert master.stop() == 0
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.masters import (  # noqa: F401
+    ASYNCIO,
     SERVER,
     Master,
     answer,
     connection,
-    leaving,
     start_fixture,
     write,
 )
@@ -166,16 +166,22 @@ def test_quit_ends_at_once(start: Start, tmp_path: Path) -> None:
     assert "SIGKILL" in master.text
 
 
-def test_hup_reads_the_program_anew(start: Start, tmp_path: Path) -> None:
-    script = write(tmp_path / "app.py", SERVER)
-    master = start("-n", 2, "app.py")
+@pytest.mark.parametrize(
+    ("program", "policy"),
+    [(SERVER, "auto"), (ASYNCIO, "auto"), (SERVER, "round_robin"), (ASYNCIO, "round_robin")],
+    ids=["shared", "slots", "threads-round_robin", "asyncio-round_robin"],
+)
+def test_after_a_hup_nobody_meets_the_old_program_any_more(
+    start: Start, tmp_path: Path, program: str, policy: str
+) -> None:
+    script = write(tmp_path / "app.py", program)
+    master = start("-n", 2, "--scheduling", policy, "app.py")
     master.serves(2)
     assert master.get()[1] == "1"
-    write(script, SERVER.replace('"1"', '"2"'))
-    with leaving(master.pids()):
-        master.kill(signal.SIGHUP)
-        master.wait_for(r"reload: done")
-    assert master.get()[1] == "2"
+    write(script, program.replace('"1"', '"2"'))
+    master.kill(signal.SIGHUP)
+    master.wait_for(r"reload: done")
+    assert {master.get()[1] for _ in range(8)} == {"2"}
     assert master.stop() == 0
 
 

@@ -11,29 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.load import Load
-from tests.cli.masters import SERVER, Master, connection, start_fixture, write  # noqa: F401
+from tests.cli.masters import ASYNCIO, SERVER, Master, connection, start_fixture, write  # noqa: F401
 from tests.leaks import Process
 from tests.running import PATIENCE
 
 Start = Callable[..., Master]
-
-ASYNCIO = """
-import asyncio, os
-
-async def answer(reader, writer):
-    await reader.readuntil(b"\\r\\n\\r\\n")
-    body = f"{os.getpid()} 1".encode()
-    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n" % len(body) + body)
-    await writer.drain()
-    writer.close()
-
-async def main():
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    print("serves", server.sockets[0].getsockname()[1])
-    await server.serve_forever()
-
-asyncio.run(main())
-"""
 
 
 class Masters:
