@@ -219,7 +219,7 @@ class TestAnOldWorkerThatIsHeldUp:
 
 
 def test_a_reload_waits_for_an_old_worker_whose_own_workers_share_its_port(
-    supervise: Callable[..., Supervisor],
+    supervise: Callable[..., Supervisor], relatives: Family
 ) -> None:
     def serve() -> None:
         def stay() -> None:
@@ -230,21 +230,21 @@ def test_a_reload_waits_for_an_old_worker_whose_own_workers_share_its_port(
         below.on("listening", lambda _address: cluster.ready())
         below.start()
         cluster.on("disconnect", lambda: cluster.send(("asked", 0)))
-        cluster.on("message", lambda _message: below.kill())
+        cluster.on("message", lambda _message: below.disconnect())
         below.join()
 
     told, ended = diary_of_messages(), Diary()
     cluster.on("death", lambda worker: ended.write(worker.pid))
     supervisor = supervise(serve, 1, ready="explicit")
     until_ready(supervisor, 1)
-    (old,) = (one.pid for one in supervisor.status())
+    (old,) = relatives.workers.values()
     reloaded = supervisor.reload()
     told.until("asked", 0)
     assert supervisor.under_way() == "reload"
     assert not reloaded.done()
-    cluster.broadcast("that will do")
+    old.send("that will do")
     assert reloaded.result(PATIENCE) is None
-    ended.until(old)
+    ended.until(old.pid)
 
 
 def test_a_replacement_that_does_not_get_ready_aborts_the_reload(
