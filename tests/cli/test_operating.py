@@ -40,6 +40,7 @@ def test_status_shows_each_slot(start: Start, tmp_path: Path) -> None:
     assert shown[1].split() == ["slot", "state", "worker", "pid", "uptime", "restarts", "trouble"]
     assert [line.split()[0:2] for line in shown[2:]] == [["0", "ready"], ["1", "ready"]]
     assert [int(line.split()[3]) for line in shown[2:]] == master.pids()
+    assert master.status()["snapshot"]["master"]["program"] == "app.py"
 
 
 def test_scale_and_stop(start: Start, tmp_path: Path) -> None:
