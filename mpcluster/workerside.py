@@ -64,7 +64,7 @@ class Worker:
         # send, subscribe or ask. Nothing of a user's is called under it. Re-entrant, for a
         # signal handler may send.
         self._making = RLock()
-        self._program = Program(main, self.flush, self.attend, settings.kill_timeout)
+        self._program = Program(main, self.flush, self.attend, on_sigurg, settings.kill_timeout)
         self._made_ears: _Ears | None = None
 
     def __repr__(self) -> str:

@@ -476,6 +476,21 @@ class TestHeartbeat:
         assert {line[0] for line in answered.lines} == two
         assert [one.restarts for one in supervisor.status()] == [0, 0]
 
+    @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+    def test_one_that_has_taken_sigurg_for_itself_answers(
+        self, supervise: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch, handler: Any
+    ) -> None:
+        def take_it() -> None:
+            signal.signal(signal.SIGURG, handler)
+            cluster.ready()
+            while True:
+                signal.pause()
+
+        answered = Diary()
+        monkeypatch.setattr(checkup.Checkup, "answered", lambda _self, key: answered.write(key))
+        supervise(take_it, 1, heartbeat=4.0)
+        answered.until_count(2)
+
 
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
