@@ -363,6 +363,21 @@ def test_what_is_preloaded_is_imported_once_in_the_master(start: Start, tmp_path
     assert re.findall(r"made by (\d+)", master.text) == [str(master.pid)] * 2
 
 
+def test_what_is_preloaded_is_left_alone_by_the_workers_garbage_collectors(
+    start: Start, tmp_path: Path
+) -> None:
+    """They would write to each object's page, which is then a worker's own."""
+    write(tmp_path / "heavy.py", "TABLE = [[]]")
+    write(
+        tmp_path / "app.py",
+        "import gc, heavy\n"
+        "print('looked after:', any(one is heavy.TABLE for one in gc.get_objects()))\n" + SERVER,
+    )
+    master = start("-n", 1, "--preload", "heavy", "app.py")
+    assert master.wait_for(r"looked after: (\w+)")[1] == "False"
+    assert master.stop() == 0
+
+
 def test_what_cannot_be_preloaded_is_named(start: Start, tmp_path: Path) -> None:
     write(tmp_path / "heavy.py", "1 / 0")
     write(tmp_path / "app.py", SERVER)
