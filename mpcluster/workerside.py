@@ -269,7 +269,8 @@ class Worker:
         from mpcluster.messages import Parked
 
         # Workers of its own that share its listeners take connections until they leave with it.
-        if not any(child.shares_ports for child in family.current().workers.values()):
+        its_own = list(family.current().workers.values())
+        if not any(child.shares_ports for child in its_own):
             self.tell(Parked())
 
     def _subscribed(self, _event: str) -> None:
