@@ -159,6 +159,8 @@ class Downstream:
             self._tell_overseer("ready")
         elif isinstance(message, messages.Pong):
             self._tell_overseer("pong", message.number)
+        elif isinstance(message, messages.Parked):
+            self._tell_overseer("parked")
         elif isinstance(message, messages.Spent):
             self._tell_overseer("spent", message.tasks)
         elif isinstance(message, messages.Request | messages.Release | messages.Gone):

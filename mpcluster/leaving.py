@@ -3,7 +3,9 @@
 A worker that was asked to leave and has nothing more to do ends as if its program had
 called ``sys.exit(0)``: the main thread is interrupted by ``SIGURG``, whose handler raises
 SystemExit there. The signal's default is to be ignored, so no program loses anything if one
-comes too many; a program that has a handler of its own for it keeps that.
+comes too many; a program that has a handler of its own for it keeps that. Where that does not call
+on to the one before, the program is ended after a grace, and what its main thread does cannot be
+known (:meth:`Program.probe`).
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ class Stage(enum.Enum):
 #: has ended with by itself.
 _STAGE: Final = f"{__name__}.stage"
 _EXITCODE: Final = f"{__name__}.exitcode"
+#: Probes by a SIGURG that the program has taken for itself, until it is left alone with them.
+TRIES: Final = 3
+
 _RUNNING, _OVER = Stage.RUNNING, Stage.OVER  # for each child looks them up for the first time
 
 
@@ -66,6 +71,7 @@ class Program:
         main: The ident of its main thread.
         flush: Hands to the kernel what this process has sent; called at an abrupt end.
         urgent: Called in the watcher's thread when a SIGURG came that ends nothing.
+        handler: Of SIGURG, which calls :meth:`on_sigurg`.
         grace: Seconds that the main thread gets to follow a SystemExit.
     """
 
@@ -74,12 +80,16 @@ class Program:
         main: int,
         flush: Callable[[], object],
         urgent: Callable[[], object],
+        handler: Callable[..., object],
         grace: float,
     ) -> None:
         #: The ident of its main thread.
         self.main = main
         self._flush = flush
         self._urgent = urgent
+        self._handler = handler
+        self._calls_on: object = handler  # the handler by which a probe was reached last
+        self._tries = 0  # by one that has not called on so far
         self._grace = grace
         self._ending = False
         self._probes: deque[Callable[[], object]] = deque()
@@ -105,12 +115,25 @@ class Program:
         """Call ``alive()`` from the main thread, or from the event loop that runs in it.
 
         It comes beneath whatever the main thread does: it must not take a lock.
+
+        Where the program has taken SIGURG for itself and does not call on, its main thread cannot
+        be asked: ``alive()`` is called here, for what this thread can say, and that is logged.
+        In the watcher's thread.
         """
+        if interpreter.get_handler(signal.SIGURG) not in (self._handler, self._calls_on):
+            alive()
+            if self._tries == TRIES:
+                return
+            self._tries += 1
+            if self._tries == TRIES:
+                _warn_of_foreign_handler()
         self._probes.append(alive)
         signal.pthread_kill(self.main, signal.SIGURG)
 
     def on_sigurg(self) -> None:
         """The main thread is interrupted: end it, or what else that was for."""
+        if self._probes:
+            self._calls_on, self._tries = interpreter.get_handler(signal.SIGURG), 0
         while self._probes:
             _call_from_loop(self._probes.popleft())
         mine = perprocess.mine()
@@ -132,6 +155,17 @@ def _call_from_loop(call: Callable[[], object]) -> None:
         call()
     else:
         loop.call_soon_threadsafe(call)
+
+
+def _warn_of_foreign_handler() -> None:
+    from mpcluster.logs import logger
+
+    logger().warning(
+        "the program of this worker (pid %d) has taken SIGURG for itself, by which the heartbeat "
+        "asks its main thread: a main thread that hangs is not noticed any more. Let its handler, "
+        "set in the worker, call the one that signal.signal() has returned",
+        os.getpid(),
+    )
 
 
 def _exitcode_of(error: BaseException) -> int:

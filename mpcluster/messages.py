@@ -68,6 +68,11 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """The worker leaves, and from now on takes no new connection."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """``body`` wants a :class:`Reply` with the same number."""
 

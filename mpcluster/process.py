@@ -154,6 +154,11 @@ class ClusterProcess(Unheard, context.ForkProcess):
         except ValueError:
             return -code
 
+    @property
+    def shares_ports(self) -> bool:
+        """Do its ordinary servers share their ports?"""
+        return self._share_ports
+
     # -- starting --------------------------------------------------------------------------
 
     def start(self) -> None:

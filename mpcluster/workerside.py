@@ -64,7 +64,7 @@ class Worker:
         # send, subscribe or ask. Nothing of a user's is called under it. Re-entrant, for a
         # signal handler may send.
         self._making = RLock()
-        self._program = Program(main, self.flush, self.attend, settings.kill_timeout)
+        self._program = Program(main, self.flush, self.attend, on_sigurg, settings.kill_timeout)
         self._made_ears: _Ears | None = None
 
     def __repr__(self) -> str:
@@ -257,7 +257,21 @@ class Worker:
             own = lambda: self.emit("disconnect")  # noqa: E731
         from mpcluster import drain
 
-        drain.begin(user_callback=own, finished=self._program.end, main=self._program.main)
+        drain.begin(
+            parked=self._tell_parked,
+            user_callback=own,
+            finished=self._program.end,
+            main=self._program.main,
+        )
+
+    def _tell_parked(self) -> None:
+        from mpcluster import family
+        from mpcluster.messages import Parked
+
+        # Workers of its own that share its listeners take connections until they leave with it.
+        its_own = list(family.current().workers.values())
+        if not any(child.shares_ports for child in its_own):
+            self.tell(Parked())
 
     def _subscribed(self, _event: str) -> None:
         self.attend()

@@ -41,7 +41,7 @@ def leave_when_told(worker: Worker, **options: Any) -> threading.Event:
 
     def wait() -> None:
         assert worker.hear() == "leave"
-        drain.begin(**{"user_callback": None, "finished": finished, **options})
+        drain.begin(**{"parked": bool, "user_callback": None, "finished": finished, **options})
         worker.say("drains")  # before what the program does about it
         begun.set()
 
@@ -121,11 +121,15 @@ def test_to_begin_twice_is_to_begin_once(offices: Offices) -> None:
     def program(worker: Worker) -> None:
         drain.install()
         for _ in range(2):
-            drain.begin(user_callback=lambda: worker.say("asked"), finished=lambda: None)
+            drain.begin(
+                parked=lambda: worker.say("parked"),
+                user_callback=lambda: worker.say("asked"),
+                finished=lambda: None,
+            )
         worker.say("over")
 
     worker = offices.start(program)
-    assert [worker.hear(), worker.hear()] == ["asked", "over"]
+    assert [worker.hear() for _ in range(3)] == ["parked", "asked", "over"]
 
 
 # -- SIGTERM ---------------------------------------------------------------------------------------

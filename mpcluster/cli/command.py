@@ -157,7 +157,7 @@ def _parser() -> _Parser:
     asking_ones = {
         "status": "show the workers",
         "top": "show them, once a second",
-        "reload": "replace every worker; return when that is done",
+        "reload": "replace every worker; return when the new ones alone take connections",
         "scale": "have so many workers",
         "stop": "let the workers finish, and end",
     }

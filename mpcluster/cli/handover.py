@@ -1,6 +1,7 @@
 """USR2: a new master in the place of the old one, on the same sockets.
 
-The old one starts the same command anew, as a child that inherits the listeners. What they
+The old one starts the same command anew, as a child that inherits the listeners and the monitor's
+socket. What they
 say over a socket pair::
 
     new: ready      all its workers are; until now both masters' workers have served
@@ -35,6 +36,7 @@ class Successor:
     Args:
         environ: What it is to have in its environment, besides this process's.
         workers: How many it shall have; None: as its settings say.
+        page: The number of the monitor's socket; -1 without one.
         on_ready: Called when all its workers are ready.
         on_end: Called if it has ended before that, with how.
 
@@ -46,6 +48,7 @@ class Successor:
         self,
         environ: dict[str, str],
         workers: int | None,
+        page: int,
         on_ready: Callable[[], object],
         on_end: Callable[[str], object],
     ) -> None:
@@ -57,7 +60,9 @@ class Successor:
         try:
             left = registrar.bequeath()
             down = [theirs.fileno(), *(fd for one in left for fd in one.fds)]
-            own = f"{os.getpid()} {theirs.fileno()} {workers or 0}"
+            if page >= 0:
+                down.append(page)
+            own = f"{os.getpid()} {theirs.fileno()} {workers or 0} {page}"
             self.pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, *sys.orig_argv[1:]],
@@ -123,11 +128,15 @@ class Predecessor:
 
     Attributes:
         workers: How many it was told to have, if it was told so while it ran.
+        page: The monitor's socket, on which it answers for as long as it is in charge.
     """
 
-    def __init__(self, line: socket.socket, workers: int | None) -> None:
+    def __init__(
+        self, line: socket.socket, workers: int | None, page: socket.socket | None
+    ) -> None:
         self._line = line
         self.workers = workers
+        self.page = page
         self._on_gone: Callable[[], object] | None = None
 
     def await_charge(self, on_charge: Callable[[], object]) -> None:
@@ -153,14 +162,21 @@ class Predecessor:
 def predecessor(environ: MutableMapping[str, str] = os.environ) -> Predecessor | None:
     """The old master, where this one was started to take its place; the variable is removed."""
     words = environ.pop(_VARIABLE, "").split()
-    if len(words) != 3 or words[0] != str(os.getppid()):
+    if len(words) != 4 or words[0] != str(os.getppid()):
         return None
+    _, line, workers, page = map(int, words)
     try:
-        line = socket.socket(fileno=int(words[1]))
+        kept = _kept(line)
     except OSError:
         logger().warning("the old master has left no line to it")
         return None
+    return Predecessor(kept, workers or None, _kept(page) if page >= 0 else None)
+
+
+def _kept(number: int) -> socket.socket:
+    """A socket that was handed down, for this master alone."""
+    kept = socket.socket(fileno=number)
     with descriptors.opening():
-        descriptors.own(line)
-        line.set_inheritable(False)
-    return Predecessor(line, int(words[2]) or None)
+        descriptors.own(kept)
+        kept.set_inheritable(False)
+    return kept

@@ -15,11 +15,11 @@ def slots(supervisor: Supervisor) -> list[dict[str, Any]]:
     return [{**dataclasses.asdict(one), "state": one.state.value} for one in supervisor.status()]
 
 
-def snapshot(supervisor: Supervisor) -> dict[str, Any]:
-    """What the monitor sees of it."""
+def snapshot(supervisor: Supervisor, program: str) -> dict[str, Any]:
+    """What the monitor sees of it; ``program``: what that is called."""
     from mpcluster.monitor import snapshot as monitors  # nobody may ever ask
 
-    return monitors.take(supervisor).as_dict()
+    return monitors.take(supervisor, program=program).as_dict()
 
 
 def as_text(status: dict[str, Any]) -> str:

@@ -80,7 +80,9 @@ class Service:
         self._succession = Succession(
             predecessor, self._hand_over, self._lay_down, self._leave, self._serve_on
         )
-        self.page = Page(options.monitor)
+        self.page = Page(
+            options.monitor, str(options.program), None if predecessor is None else predecessor.page
+        )
         self._chores: SimpleQueue[Callable[[], object]] = SimpleQueue()  # for the main thread
         self._control: Control | None = None
         self.supervisor: Supervisor
@@ -223,6 +225,7 @@ class Service:
             self._succession.start(
                 self.notifier.variables,
                 self.workers if was_scaled else None,
+                self.page.fileno(),
                 self.options.rules.ready_timeout,
             )
         except OSError as error:
@@ -308,7 +311,7 @@ class Service:
             "workers": self.workers,
             "uptime": time.time() - self.began,
             "slots": report.slots(self.supervisor),
-            "snapshot": report.snapshot(self.supervisor),
+            "snapshot": report.snapshot(self.supervisor, str(self.options.program)),
         }
 
     # -- what happens ----------------------------------------------------------------------------

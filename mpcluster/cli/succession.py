@@ -74,18 +74,21 @@ class Succession:
         if self._predecessor is not None:
             self._predecessor.tell_ready()
 
-    def start(self, environ: dict[str, str], workers: int | None, patience: float) -> None:
+    def start(
+        self, environ: dict[str, str], workers: int | None, page: int, patience: float
+    ) -> None:
         """Start a successor.
 
         Args:
             environ: What it is to have in its environment.
             workers: How many it shall have; None: as its settings say.
+            page: The number of the monitor's socket, for it to go on with; -1 without one.
             patience: Seconds until it must be ready.
 
         Raises:
             OSError: It could not be started.
         """
-        self._successor = Successor(environ, workers, self._ready, self._ended)
+        self._successor = Successor(environ, workers, page, self._ready, self._ended)
         logger().info("a new master (%d) starts", self._successor.pid)
         self._deadline = watcher.current().call_later(patience, self._successor.kill)
 

@@ -102,6 +102,7 @@ def install() -> None:
 
 def begin(
     *,
+    parked: Callable[[], object],
     user_callback: Callable[[], None] | None,
     finished: Callable[[], None],
     main: int | None = None,
@@ -111,6 +112,7 @@ def begin(
     In the worker, in any thread; returns at once. A second call does nothing.
 
     Args:
+        parked: Called here as soon as no new connection is taken.
         user_callback: The program's own way to leave; called here, replaces the rest.
         finished: Called in a thread of its own when nothing is left to do but to exit. Not
             called where the program is left to end by itself.
@@ -120,6 +122,7 @@ def begin(
         return
     signals.note_main(main)
     parking.park()
+    parked()
     asyncio_http.begin()
     if user_callback is not None:
         user_callback()

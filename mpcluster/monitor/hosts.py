@@ -33,6 +33,13 @@ class Place:
     address: str
     port: int
 
+    def is_that_of(self, listening: socket.socket) -> bool:
+        """Does this socket listen here?"""
+        if listening.family != self.family:
+            return False
+        address, port, *_ = listening.getsockname()
+        return address == self.address and self.port in {0, port}
+
 
 def parse(address: str, *, public: bool = False) -> Place:
     """Understand where to serve.

@@ -114,8 +114,10 @@ class Exposition:
 
 
 def _of_all(snapshot: Snapshot) -> Iterator[Metric]:
-    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 
+    program = {"program": snapshot.master.program}
+    yield InfoMetricFamily("mpcluster", "What the workers run.", value=program)
     family = GaugeMetricFamily("mpcluster_workers", "Living workers.", labels=["place"])
     for place in PLACES:
         count = sum(worker.place == place for worker in snapshot.workers)

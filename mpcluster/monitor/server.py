@@ -52,6 +52,12 @@ REST: Final = 0.2
 class Monitor:
     """A page that shows a supervisor's workers. Made by :func:`mpcluster.monitor.start`.
 
+    Args:
+        supervisor: As there, and so are ``address``, ``public`` and ``program``.
+        handed_down: The socket of a page that another process has served, closed here in any
+            case. If it listens at ``address``, that is served on it, whoever waits there
+            included.
+
     Attributes:
         url: Where it is.
     """
@@ -63,12 +69,21 @@ class Monitor:
         *,
         public: bool = False,
         program: str | None = None,
+        handed_down: socket.socket | None = None,
     ) -> None:
-        require_master("monitor.start()")
-        place = hosts.parse(address, public=public)
-        page()
+        try:
+            require_master("monitor.start()")
+            place = hosts.parse(address, public=public)
+            page()
+            if handed_down is not None and not place.is_that_of(handed_down):
+                descriptors.close(handed_down)
+                handed_down = None
+        except BaseException:
+            if handed_down is not None:
+                descriptors.close(handed_down)
+            raise
         self._pid = os.getpid()
-        self._server = _Server(place)
+        self._server = _Server(place, handed_down)
         try:
             look = functools.partial(take, program=program)
             self.sampler = Sampler(supervisor, look=look)
@@ -86,6 +101,10 @@ class Monitor:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
 
+    def fileno(self) -> int:
+        """The number of the socket that listens, to hand it down; -1 when it serves no more."""
+        return self._server.socket.fileno()
+
     def stop(self) -> None:
         """Serve no more; the port is free when this returns. Idempotent; nothing in a child."""
         if os.getpid() == self._pid:
@@ -96,6 +115,10 @@ class Monitor:
 class _Server(socketserver.TCPServer):
     """Listens, and answers each request in a thread.
 
+    Args:
+        place: Where.
+        listening: The socket that does so already; None: it is made.
+
     Raises:
         OSError: The address cannot be had, with ``.address``.
     """
@@ -103,16 +126,21 @@ class _Server(socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 64
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, listening: socket.socket | None) -> None:
         self.address_family = place.family
         self.place = place
         where = Address(place.family, place.address, place.port)
         with descriptors.opening():
             # Its `server_bind` and `server_activate` wait for nothing.
             try:
-                super().__init__((place.address, place.port), Answering)
+                super().__init__(
+                    (place.address, place.port), Answering, bind_and_activate=listening is None
+                )
             except OSError as error:
                 raise failure(error, where) from None
+            if listening is not None:
+                self.socket.close()
+                self.socket = listening
             descriptors.own(self.socket)
         self.socket.setblocking(False)  # noqa: FBT003
         self.server_port = int(self.socket.getsockname()[1])

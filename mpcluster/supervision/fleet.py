@@ -7,7 +7,8 @@ can be tried with a stand-in for a worker.
 
 Rolls (a reload of all slots, the replacement of one worker that has reached a limit) wait
 in one queue and go one slot at a time: the replacement is started, gets ready and takes
-over, then the old one is asked to leave.
+over, then the old one is asked to leave. A roll is over when no worker that was asked to leave
+until then takes a connection any more; that the next one begins does not wait for that.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Member:
     slot: int
     started: float
     ready_since: float | None = None
+    parked: bool = False  # it leaves, and takes no new connection any more
     was_ended: bool = False  # by this supervisor: its death is no crash
     fault: str | None = None  # for which it was ended
 
@@ -73,6 +75,8 @@ class Fleet:
         self.slots: dict[int, Slot] = {number: Slot(number, rules) for number in range(size)}
         self.members: dict[int, Member] = {}
         self._rolls: deque[Roll] = deque()
+        # Rolls that are through all their slots, and which old workers each waits for.
+        self._settling: dict[Roll, frozenset[int]] = {}
         self._closed = False
 
     def __repr__(self) -> str:
@@ -82,6 +86,11 @@ class Fleet:
     def roll(self) -> Roll | None:
         """The roll that is under way."""
         return self._rolls[0] if self._rolls else None
+
+    @property
+    def at_work(self) -> str | None:
+        """Why workers are just replaced, or the old ones are waited for; None: they are not."""
+        return next((roll.reason for roll in (*self._rolls, *self._settling)), None)
 
     @property
     def is_over(self) -> bool:
@@ -211,6 +220,13 @@ class Fleet:
             return [Kill(member.worker, member.fault)]
         return []
 
+    def parked(self, worker_id: int) -> list[Order]:
+        """A worker leaves, and takes no new connection any more."""
+        member = self.members.get(worker_id)
+        if member is not None:
+            member.parked = True
+        return self._settle()
+
     def died(self, worker_id: int, ending: str, *, crashed: bool, now: float) -> list[Order]:
         """A worker is gone.
 
@@ -221,8 +237,13 @@ class Fleet:
             now: Monotonic seconds.
         """
         member = self.members.pop(worker_id, None)
-        slot = None if member is None else self.slots.get(member.slot)
-        if member is None or slot is None:
+        if member is None:
+            return []
+        return self._lose(member, ending, crashed=crashed, now=now) + self._settle()
+
+    def _lose(self, member: Member, ending: str, *, crashed: bool, now: float) -> list[Order]:
+        slot = self.slots.get(member.slot)
+        if slot is None:
             return []
         if member.fault is not None:
             ending = f"{member.fault}, and {ending}"
@@ -330,8 +351,18 @@ class Fleet:
                     orders += self._begin_slot(roll, slot)
             else:
                 self._rolls.popleft()
-                orders.append(Finish(roll, None))
+                leaving = (key for key, member in self.members.items() if member.was_ended)
+                self._settling[roll] = frozenset(leaving)
+                orders += self._settle()
         return orders
+
+    def _settle(self) -> list[Order]:
+        """Finish the rolls whose old workers take no connection any more."""
+        taking = {key for key, member in self.members.items() if not member.parked}
+        over = [roll for roll, old in self._settling.items() if not old & taking]
+        for roll in over:
+            del self._settling[roll]
+        return [Finish(roll, None) for roll in over]
 
     def _begin_slot(self, roll: Roll, slot: Slot) -> list[Order]:
         if slot.state is SlotState.CLOSED:

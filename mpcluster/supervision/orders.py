@@ -64,7 +64,7 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """This roll is over; ``failure`` says why it was given up, if it was."""
+    """This roll is over: its old workers take no connection; ``failure``: it was given up."""
 
     roll: Roll
     failure: str | None

@@ -88,8 +88,7 @@ class Supervisor:
 
     def under_way(self) -> str | None:
         """Return what is just done to the slots, ``"reload"`` for instance; None: nothing."""
-        roll = watcher.current().ask(lambda: self._fleet.roll)
-        return None if roll is None else roll.reason
+        return watcher.current().ask(lambda: self._fleet.at_work)
 
     def scale(self, workers: int) -> None:
         """Have so many slots from now on; those with the highest numbers are drained.
@@ -109,8 +108,10 @@ class Supervisor:
         Asked for while a reload is under way, another one follows that.
 
         Returns:
-            Done when every slot has a new worker. Its exception is a ReloadAbortedError if a
-            replacement did not get ready: the slots that were left serve on as they are.
+            Done when every slot has a new worker, and no old one takes a new connection: each
+            has said so, or has ended. They may still finish what they have. Its exception is a
+            ReloadAbortedError if a replacement did not get ready: the slots that were left
+            serve on as they are.
         """
         done: Future[None] = Future()
 
@@ -233,6 +234,8 @@ class Supervisor:
             return orders
         if event == "pong":
             self._checkup.answered(key)
+        elif event == "parked":
+            return self._fleet.parked(key)
         elif event == "spent":
             return self._checkup.spent(key, args[0])
         return []

@@ -6,13 +6,11 @@ write is read line by line, and every wait is for such a line, for an answer, or
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
 import queue
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -54,6 +52,29 @@ class Handler(BaseHTTPRequestHandler):
 server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1]) if sys.argv[1:] else 0), Handler)
 print("serves", server.server_port)
 server.serve_forever()
+"""
+
+
+#: The same in an event loop.
+ASYNCIO = """
+import asyncio, os, sys
+
+VERSION = "1"
+
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    body = f"{os.getpid()} {VERSION}".encode()
+    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n" % len(body))
+    writer.write(b"Connection: close\\r\\n\\r\\n" + body)
+    await writer.drain()
+    writer.close()
+
+async def main():
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print("serves", server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+asyncio.run(main())
 """
 
 
@@ -192,18 +213,6 @@ class connection(http.client.HTTPConnection):  # noqa: N801  # used as a functio
 def answer(asked: http.client.HTTPConnection) -> tuple[int, str]:
     pid, version = asked.getresponse().read().decode().split()
     return int(pid), version
-
-
-@contextlib.contextmanager
-def leaving(pids: list[int]) -> Iterator[None]:
-    """In the body, these are asked to leave; after it they have, and accept no more."""
-    with contextlib.ExitStack() as stack:
-        present = [os.pidfd_open(pid) for pid in pids]
-        for one in present:
-            stack.callback(os.close, one)
-        yield
-        for one in present:
-            assert select.select([one], [], [], PATIENCE)[0]
 
 
 def command(*arguments: object, directory: Path) -> subprocess.CompletedProcess[str]:

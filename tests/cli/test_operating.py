@@ -19,7 +19,6 @@ from tests.cli.masters import (  # noqa: F401
     Master,
     answer,
     connection,
-    leaving,
     start_fixture,
     write,
 )
@@ -41,6 +40,7 @@ def test_status_shows_each_slot(start: Start, tmp_path: Path) -> None:
     assert shown[1].split() == ["slot", "state", "worker", "pid", "uptime", "restarts", "trouble"]
     assert [line.split()[0:2] for line in shown[2:]] == [["0", "ready"], ["1", "ready"]]
     assert [int(line.split()[3]) for line in shown[2:]] == master.pids()
+    assert master.status()["snapshot"]["master"]["program"] == "app.py"
 
 
 def test_scale_and_stop(start: Start, tmp_path: Path) -> None:
@@ -104,10 +104,9 @@ def test_a_change_of_a_watched_file_reloads(start: Start, tmp_path: Path) -> Non
     script = write(tmp_path / "app.py", SERVER)
     master = start("-n", 1, "--watch", "app.py")
     master.serves()
-    with leaving(master.pids()):
-        write(script, SERVER.replace('"1"', '"two"'))
-        master.wait_for(r"app.py changed")
-        master.wait_for(r"reload: done")
+    write(script, SERVER.replace('"1"', '"two"'))
+    master.wait_for(r"app.py changed")
+    master.wait_for(r"reload: done")
     assert master.get()[1] == "two"
     assert master.stop() == 0
 

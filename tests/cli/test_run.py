@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.masters import (  # noqa: F401
+    ASYNCIO,
     SERVER,
     Master,
     answer,
     connection,
-    leaving,
     start_fixture,
     write,
 )
@@ -166,16 +166,22 @@ def test_quit_ends_at_once(start: Start, tmp_path: Path) -> None:
     assert "SIGKILL" in master.text
 
 
-def test_hup_reads_the_program_anew(start: Start, tmp_path: Path) -> None:
-    script = write(tmp_path / "app.py", SERVER)
-    master = start("-n", 2, "app.py")
+@pytest.mark.parametrize(
+    ("program", "policy"),
+    [(SERVER, "auto"), (ASYNCIO, "auto"), (SERVER, "round_robin"), (ASYNCIO, "round_robin")],
+    ids=["shared", "slots", "threads-round_robin", "asyncio-round_robin"],
+)
+def test_after_a_hup_nobody_meets_the_old_program_any_more(
+    start: Start, tmp_path: Path, program: str, policy: str
+) -> None:
+    script = write(tmp_path / "app.py", program)
+    master = start("-n", 2, "--scheduling", policy, "app.py")
     master.serves(2)
     assert master.get()[1] == "1"
-    write(script, SERVER.replace('"1"', '"2"'))
-    with leaving(master.pids()):
-        master.kill(signal.SIGHUP)
-        master.wait_for(r"reload: done")
-    assert master.get()[1] == "2"
+    write(script, program.replace('"1"', '"2"'))
+    master.kill(signal.SIGHUP)
+    master.wait_for(r"reload: done")
+    assert {master.get()[1] for _ in range(8)} == {"2"}
     assert master.stop() == 0
 
 
@@ -355,6 +361,21 @@ def test_what_is_preloaded_is_imported_once_in_the_master(start: Start, tmp_path
     master.serves(2)
     assert master.stop() == 0
     assert re.findall(r"made by (\d+)", master.text) == [str(master.pid)] * 2
+
+
+def test_what_is_preloaded_is_left_alone_by_the_workers_garbage_collectors(
+    start: Start, tmp_path: Path
+) -> None:
+    """They would write to each object's page, which is then a worker's own."""
+    write(tmp_path / "heavy.py", "TABLE = [[]]")
+    write(
+        tmp_path / "app.py",
+        "import gc, heavy\n"
+        "print('looked after:', any(one is heavy.TABLE for one in gc.get_objects()))\n" + SERVER,
+    )
+    master = start("-n", 1, "--preload", "heavy", "app.py")
+    assert master.wait_for(r"looked after: (\w+)")[1] == "False"
+    assert master.stop() == 0
 
 
 def test_what_cannot_be_preloaded_is_named(start: Start, tmp_path: Path) -> None:

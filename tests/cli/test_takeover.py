@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,29 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.load import Load
-from tests.cli.masters import SERVER, Master, connection, start_fixture, write  # noqa: F401
+from tests.cli.masters import ASYNCIO, SERVER, Master, connection, start_fixture, write  # noqa: F401
 from tests.leaks import Process
 from tests.running import PATIENCE
+from tests.sharers import free_address
 
 Start = Callable[..., Master]
-
-ASYNCIO = """
-import asyncio, os
-
-async def answer(reader, writer):
-    await reader.readuntil(b"\\r\\n\\r\\n")
-    body = f"{os.getpid()} 1".encode()
-    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n" % len(body) + body)
-    await writer.drain()
-    writer.close()
-
-async def main():
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    print("serves", server.sockets[0].getsockname()[1])
-    await server.serve_forever()
-
-asyncio.run(main())
-"""
 
 
 class Masters:
@@ -100,26 +86,67 @@ def test_it_has_as_many_workers_as_the_old_one_was_told_to_have(masters, tmp_pat
     assert present.first.status()["workers"] == len(present.first.pids()) == 2
 
 
-def test_the_monitors_page_goes_over_too(masters, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_monitors_page_goes_over_with_its_port(masters, tmp_path: Path, is_named: bool) -> None:
     pytest.importorskip("prometheus_client")
     write(tmp_path / "app.py", SERVER)
-    present = masters("-n", 1, "--monitor", "127.0.0.1:0", "app.py")
+    address = "{}:{}".format(*(free_address() if is_named else ("127.0.0.1", 0)))
+    present = masters("-n", 1, "--monitor", address, "app.py")
     present.first.serves()
     first = present.first.said(r"the monitor is at (\S+)")[1]
-    assert master_at(first) == present.pid
+    assert master_at(first) == {"pid": present.pid, "program": "app.py"}
     present.first.is_ready()
     present.replace()
-    second = present.first.wait_for(r"the monitor is at (\S+)")[1]
-    assert master_at(second) == present.pid
+    assert present.first.wait_for(r"the monitor is at (\S+)")[1] == first
+    assert master_at(first) == {"pid": present.pid, "program": "app.py"}
+
+
+def test_the_page_of_a_master_that_is_killed_is_the_next_ones_at_once(
+    masters, tmp_path: Path
+) -> None:
+    """It is killed when the new one, whose worker is not ready yet, has its socket already."""
+    pytest.importorskip("prometheus_client")
+    script = write(tmp_path / "app.py", SERVER)
+    present = masters("-n", 1, "--monitor", "127.0.0.1:0", "app.py")
+    present.first.serves()
+    page = present.first.said(r"the monitor is at (\S+)")[1]
+    present.first.is_ready()
+    write(script, MUTE)
+    os.kill(present.pid, signal.SIGUSR2)
+    present.first.wait_for(r"mute")
+    os.kill(present.pid, signal.SIGKILL)
+    present.pid = int(present.first.wait_for(r"this master \((\d+)\) has taken over")[1])
+    assert master_at(page)["pid"] == present.pid
+    present.first.said(rf"the monitor is at {re.escape(page)}")
+
+
+@pytest.mark.parametrize("after", ["127.0.0.2:0", None])
+def test_where_the_new_settings_want_another_page_or_none_the_old_one_is_gone(
+    masters, tmp_path: Path, after: str | None
+) -> None:
+    pytest.importorskip("prometheus_client")
+    write(tmp_path / "app.py", SERVER)
+    settings = write(tmp_path / "mpcluster.toml", 'monitor = "127.0.0.1:0"')
+    present = masters("-n", 1, "app.py")
+    present.first.serves()
+    first = present.first.said(r"the monitor is at (\S+)")[1]
+    present.first.is_ready()
+    write(settings, "" if after is None else f'monitor = "{after}"')
+    present.replace()
+    if after is not None:
+        second = present.first.wait_for(r"the monitor is at (http://127.0.0.2:\S+)")[1]
+        assert master_at(second)["pid"] == present.pid
     with pytest.raises(ConnectionRefusedError):
         master_at(first)
 
 
-def master_at(url: str) -> int:
-    port = int(url.rstrip("/").rpartition(":")[2])
-    with connection(port) as asking:
-        asking.request("GET", "/status.json", headers={"Host": f"127.0.0.1:{port}"})
-        return int(json.loads(asking.getresponse().read())["master"]["pid"])
+def master_at(url: str) -> dict[str, object]:
+    """Who the page at ``url`` is of."""
+    host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), PATIENCE)) as asking:
+        asking.request("GET", "/status.json")
+        master = json.loads(asking.getresponse().read())["master"]
+    return {name: master[name] for name in ("pid", "program")}
 
 
 def test_a_new_master_that_fails_changes_nothing(masters, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_the_figures_are_those_of_the_snapshot() -> None:
     assert seen["mpcluster_workers_ready", ()] == 1
     assert seen["mpcluster_master_cpu_seconds_total", ()] == 3
     assert seen["mpcluster_failed", ()] == 0
+    assert seen["mpcluster_info", (("program", snapshot().master.program),)] == 1
 
 
 def test_the_two_workers_of_a_slot_that_is_rolled_are_two_series_and_those_that_leave_are_one() -> (

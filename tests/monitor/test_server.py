@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -305,6 +306,40 @@ def test_a_client_that_is_silent_is_given_up(
 ) -> None:
     monkeypatch.setattr(answers.Answering, "timeout", 0.01)
     assert say(watched, b"GET / HT") == b""
+
+
+class TestASocketThatWasHandedDown:
+    def test_is_served_with_who_waits_there_already(
+        self, supervise: Callable[..., Supervisor]
+    ) -> None:
+        supervisor = supervise(serving, 1)
+        handed_down = socket.create_server(("127.0.0.1", 0))
+        place = handed_down.getsockname()
+        with contextlib.closing(http.client.HTTPConnection(*place, timeout=PATIENCE)) as early:
+            early.request("GET", "/healthz")
+            watched = Monitor(supervisor, "127.0.0.1:0", handed_down=handed_down)
+            assert place_of(watched.url) == place
+            assert early.getresponse().status in {200, 503}
+        watched.stop()
+        assert handed_down.fileno() == watched.fileno() == -1
+
+    @pytest.mark.parametrize("address", ["127.0.0.2:0", "[::1]:0"])
+    def test_at_another_place_is_closed(
+        self, supervise: Callable[..., Supervisor], address: str
+    ) -> None:
+        handed_down = socket.create_server(("127.0.0.1", 0))
+        watched = Monitor(supervise(serving, 1), address, handed_down=handed_down)
+        assert ask(watched, "/healthz").status in {200, 503}
+        watched.stop()
+        assert handed_down.fileno() == -1
+
+    def test_is_closed_where_no_page_can_be_served(
+        self, supervise: Callable[..., Supervisor]
+    ) -> None:
+        handed_down = socket.create_server(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match="public=True"):
+            Monitor(supervise(serving, 1), "0.0.0.0:0", handed_down=handed_down)
+        assert handed_down.fileno() == -1
 
 
 # -- its end, and forks ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from mpcluster.supervision.orders import (
     Later,
     Order,
     Retire,
+    Roll,
     Start,
 )
 
@@ -67,6 +68,9 @@ class Yard:
 
     def ready(self, worker: int) -> list[Order]:
         return self.do(self.fleet.got_ready(worker, self.now))
+
+    def parks(self, worker: int) -> list[Order]:
+        return self.do(self.fleet.parked(worker))
 
     def dies(
         self, worker: int, ending: str = "exited with 1", *, crashed: bool = True
@@ -168,8 +172,9 @@ class TestReload:
             orders = it.ready(it.incoming(slot))
             assert isinstance(orders[0], Retire)
             assert orders[0].worker.id == old[slot]
-            assert orders[1] == (Start(slot + 1) if slot < 2 else Finish(roll, None))
+            assert orders[1:] == ([Start(slot + 1)] if slot < 2 else [])
         assert it.fleet.roll is None
+        assert [it.parks(worker) for worker in old] == [[], [], [Finish(roll, None)]]
 
     def test_a_replacement_that_dies_aborts_it_and_the_old_ones_serve_on(self) -> None:
         it = yard()
@@ -208,9 +213,11 @@ class TestReload:
         assert second is not first
         third, orders = it.fleet.reload()
         assert (third, orders) == (second, [])
-        orders = it.ready(it.incoming(0))
-        assert orders[1:] == [Finish(first, None), Start(0)]
-        assert it.ready(it.incoming(0))[1:] == [Finish(second, None)]
+        old = [it.serving(0), it.incoming(0)]
+        assert it.ready(old[1])[1:] == [Start(0)]
+        assert it.parks(old[0]) == [Finish(first, None)]
+        it.ready(it.incoming(0))
+        assert it.parks(old[1]) == [Finish(second, None)]
 
     def test_the_old_one_dies_while_the_new_one_boots(self) -> None:
         it = yard(1)
@@ -250,7 +257,9 @@ class TestReload:
         roll, orders = it.fleet.reload()
         assert it.do(orders) == [Start(0)]
         it.ready(it.serving(0))
-        assert it.ready(it.incoming(1))[1:] == [Finish(roll, None)]
+        old = it.serving(1)
+        it.ready(it.incoming(1))
+        assert it.parks(old) == [Finish(roll, None)]
 
     def test_a_slot_that_is_scaled_away_meanwhile_does_not_hold_it_up(self) -> None:
         it = yard(2)
@@ -259,9 +268,11 @@ class TestReload:
         it.ready(it.incoming(0))
         new = it.incoming(1)
         orders = it.do(it.fleet.scale(1))
-        retired = {order.worker.id for order in orders if isinstance(order, Retire)}
+        retired = [order.worker.id for order in orders if isinstance(order, Retire)]
         assert new in retired
-        assert orders[-1] == Finish(roll, None)
+        leaving = [one for one in it.fleet.members if one != it.serving(0)]
+        *before, last = [it.parks(one) for one in leaving]
+        assert (before, last) == ([[]] * 2, [Finish(roll, None)])
 
     def test_a_fork_that_is_refused_aborts_it(self) -> None:
         it = yard(2)
@@ -271,6 +282,75 @@ class TestReload:
         assert it.states() == [SlotState.READY] * 2
 
 
+class TestTheEndOfAReload:
+    """It waits for the old workers to take no connection any more, and for nothing else."""
+
+    def settling(self, it: Yard) -> tuple[Roll, int]:
+        """A reload that waits for the last old worker; return that, too."""
+        old = [it.serving(slot) for slot in it.fleet.slots]
+        roll, orders = it.fleet.reload()
+        it.do(orders)
+        for slot in it.fleet.slots:
+            it.ready(it.incoming(slot))
+        for worker in old[:-1]:
+            it.parks(worker)
+        assert it.fleet.at_work == "reload"
+        assert Finish(roll, None) not in it.orders
+        return roll, old[-1]
+
+    def test_the_death_of_an_old_worker_is_as_good_as_its_word(self) -> None:
+        it = yard(2)
+        roll, old = self.settling(it)
+        assert it.dies(old, "was killed by SIGKILL") == [Finish(roll, None)]
+        assert it.fleet.at_work is None
+
+    def test_one_whose_slot_is_scaled_away_is_waited_for(self) -> None:
+        it = yard(2)
+        roll, old = self.settling(it)
+        it.do(it.fleet.scale(1))
+        assert it.dies(old, crashed=False) == [Finish(roll, None)]
+
+    def test_one_that_had_parked_of_its_own_will_before_is_not_waited_for(self) -> None:
+        it = yard(1)
+        it.parks(it.serving(0))
+        roll, orders = it.fleet.reload()
+        it.do(orders)
+        assert it.ready(it.incoming(0))[1:] == [Finish(roll, None)]
+
+    def test_a_worker_that_was_retired_before_it_began_is_waited_for(self) -> None:
+        it = yard(2)
+        scaled_away = it.serving(1)
+        it.do(it.fleet.scale(1))
+        roll, old = self.settling(it)
+        assert it.parks(old) == []
+        assert it.parks(scaled_away) == [Finish(roll, None)]
+
+    def test_the_workers_that_serve_on_are_not_waited_for(self) -> None:
+        it = yard(3)
+        worker = it.serving(1)
+        found = it.fleet.recycle(worker, "is old")
+        assert found is not None
+        it.do(found[1])
+        it.ready(it.incoming(1))
+        assert it.parks(worker) == [Finish(found[0], None)]
+
+    def test_the_next_reload_begins_meanwhile(self) -> None:
+        it = yard(1)
+        first, oldest = self.settling(it)
+        second, orders = it.fleet.reload()
+        assert it.do(orders) == [Start(0)]
+        old = it.serving(0)
+        it.ready(it.incoming(0))
+        assert it.parks(old) == []
+        assert it.parks(oldest) == [Finish(first, None), Finish(second, None)]
+
+    def test_a_stop_leaves_it_to_the_end_of_the_old_workers(self) -> None:
+        it = yard(1)
+        roll, old = self.settling(it)
+        assert Finish(roll, None) not in it.do(it.fleet.close())
+        assert it.dies(old, crashed=False) == [Finish(roll, None)]
+
+
 class TestRecycle:
     def test_only_that_worker_is_replaced(self) -> None:
         it = yard()
@@ -278,9 +358,9 @@ class TestRecycle:
         found = it.fleet.recycle(worker, "is old")
         assert found is not None
         assert it.do(found[1]) == [Start(1)]
-        retire, finish = it.ready(it.incoming(1))
+        (retire,) = it.ready(it.incoming(1))
         assert isinstance(retire, Retire)
-        assert finish == Finish(found[0], None)
+        assert it.parks(worker) == [Finish(found[0], None)]
 
     def test_not_while_its_slot_is_to_be_reloaded_anyway(self) -> None:
         it = yard()

@@ -8,6 +8,7 @@ import socket
 import textwrap
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,120 @@ def test_a_reload_replaces_every_worker_and_the_port_answers_all_the_time(
     assert reloaded.result(0) is None
     new = {one.pid for one in supervisor.status()}
     assert not old & new
+    assert ask() in new
     ended.until_count(2)
     assert ended.lines == [(0,), (0,)]
-    assert ask() in new
+
+
+class TestAnOldWorkerThatIsHeldUp:
+    """It is stopped before it is asked to leave, and takes connections as soon as it goes on."""
+
+    @pytest.fixture(params=["shared", "slots", "round_robin"])
+    def policy(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    def reload_with_one_stopped(
+        self, supervise: Callable[..., Supervisor], policy: str, **rules: Any
+    ) -> tuple[Supervisor, int, Future[None]]:
+        """A reload whose new worker is ready, and whose old one has not heard of it."""
+
+        def serve() -> None:
+            assert cluster.worker is not None
+            asked = threading.Event()
+            cluster.on("disconnect", lambda: cluster.send("asked"))
+            cluster.on("message", lambda _message: asked.set())
+            listener = cluster.listen(("127.0.0.1", 0), scheduling=policy)
+            threading.Thread(target=answer, args=(listener,), daemon=True).start()
+            asked.wait()
+
+        def answer(listener: socket.socket) -> None:
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(b"%d" % os.getpid())
+
+        ready = Diary()
+        supervisor = supervise(serve, 1, **rules)
+        supervisor.on("ready", lambda worker: ready.write(worker.pid))
+        until_ready(supervisor, 1)
+        (old,) = (one.pid for one in supervisor.status())
+        assert old is not None
+        os.kill(old, signal.SIGSTOP)
+        reloaded = supervisor.reload()
+        with ready._written:
+            assert ready._written.wait_for(
+                lambda: any(line != (old,) for line in ready.lines), PATIENCE
+            )
+        assert supervisor.under_way() == "reload"  # and what follows from `ready` was done
+        return supervisor, old, reloaded
+
+    def test_until_it_has_heard_the_reload_is_not_done_and_then_it_is_while_the_old_one_drains(
+        self, supervise: Callable[..., Supervisor], relatives: Family, policy: str
+    ) -> None:
+        addresses, told = Diary(), Diary()
+        cluster.on("listening", lambda _worker, address: addresses.write(address))
+        cluster.on("message", lambda worker, message: told.write(worker.pid, message))
+        supervisor, old, reloaded = self.reload_with_one_stopped(supervise, policy)
+        assert not reloaded.done()
+        os.kill(old, signal.SIGCONT)
+        assert reloaded.result(PATIENCE) is None
+        assert supervisor.under_way() is None
+        told.until(old, "asked")
+        address: Any = addresses.lines[0][0]
+        (new,) = (one.pid for one in supervisor.status())
+        for _ in range(10):
+            with socket.create_connection((address.host, address.port), PATIENCE) as connection:
+                assert int(connection.recv(100)) == new
+        (leaving,) = (one for one in relatives.workers.values() if one.pid == old)
+        assert not leaving.is_dead
+        leaving.send("that will do")
+
+    def test_its_death_ends_the_reload(
+        self, supervise: Callable[..., Supervisor], policy: str
+    ) -> None:
+        _, old, reloaded = self.reload_with_one_stopped(supervise, policy)
+        assert not reloaded.done()
+        os.kill(old, signal.SIGKILL)
+        assert reloaded.result(PATIENCE) is None
+
+    def test_it_is_killed_where_it_never_goes_on_and_that_ends_the_reload(
+        self, supervise: Callable[..., Supervisor]
+    ) -> None:
+        cluster.setup(kill_timeout=0.1)
+        ended = Diary()
+        cluster.on("death", lambda worker: ended.write(worker.pid, worker.exit_signal))
+        _, old, reloaded = self.reload_with_one_stopped(supervise, "shared", drain_timeout=0.1)
+        assert reloaded.result(PATIENCE) is None
+        ended.until(old, signal.SIGKILL)
+
+
+def test_a_reload_waits_for_an_old_worker_whose_own_workers_share_its_port(
+    supervise: Callable[..., Supervisor], relatives: Family
+) -> None:
+    def serve() -> None:
+        def stay() -> None:
+            with cluster.listen(("127.0.0.1", 0), scheduling="shared"):
+                signal.pause()
+
+        below = cluster.ClusterProcess(target=stay, share_ports=True)
+        below.on("listening", lambda _address: cluster.ready())
+        below.start()
+        cluster.on("disconnect", lambda: cluster.send(("asked", 0)))
+        cluster.on("message", lambda _message: below.disconnect())
+        below.join()
+
+    told, ended = diary_of_messages(), Diary()
+    cluster.on("death", lambda worker: ended.write(worker.pid))
+    supervisor = supervise(serve, 1, ready="explicit")
+    until_ready(supervisor, 1)
+    (old,) = relatives.workers.values()
+    reloaded = supervisor.reload()
+    told.until("asked", 0)
+    assert supervisor.under_way() == "reload"
+    assert not reloaded.done()
+    old.send("that will do")
+    assert reloaded.result(PATIENCE) is None
+    ended.until(old.pid)
 
 
 def test_a_replacement_that_does_not_get_ready_aborts_the_reload(
@@ -363,6 +475,21 @@ class TestHeartbeat:
         answered.until_count(4)
         assert {line[0] for line in answered.lines} == two
         assert [one.restarts for one in supervisor.status()] == [0, 0]
+
+    @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+    def test_one_that_has_taken_sigurg_for_itself_answers(
+        self, supervise: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch, handler: Any
+    ) -> None:
+        def take_it() -> None:
+            signal.signal(signal.SIGURG, handler)
+            cluster.ready()
+            while True:
+                signal.pause()
+
+        answered = Diary()
+        monkeypatch.setattr(checkup.Checkup, "answered", lambda _self, key: answered.write(key))
+        supervise(take_it, 1, heartbeat=4.0)
+        answered.until_count(2)
 
 
 @pytest.mark.parametrize(
