@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -96,6 +97,29 @@ def test_the_grace_is_that_of_the_settings_when_a_listener_opens() -> None:
     one.close()
     settle()  # its timer was due at once
     assert is_refused(address)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_grace_is_for_the_crashed_and_not_for_who_was_made_to_leave(asked: bool) -> None:
+    """By SIGTERM, when the time to leave was over."""
+
+    def target() -> None:
+        mpcluster.on("disconnect", mpcluster.send)
+        with mpcluster.listen(LOCAL) as sock:
+            mpcluster.send(sock.getsockname())
+            threading.Event().wait()
+
+    one, diary = started(target)
+    diary.until_count(4)  # fork, online, listening, message
+    (address,) = [line[1] for line in diary.lines if line[0] == "message"]
+    if asked:
+        one.disconnect(timeout=0)
+    else:
+        one.terminate()
+    diary.until("death")
+    assert one.exit_signal == signal.SIGTERM
+    one.close()
+    assert is_refused(address) is asked
 
 
 # -- the master's own listener ----------------------------------------------------------------

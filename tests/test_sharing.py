@@ -89,6 +89,24 @@ def test_the_nth_listener_on_port_0_is_the_same_in_every_worker(offices: Offices
     assert addresses[0] != addresses[1]
 
 
+def test_the_count_of_listeners_on_port_0_starts_anew_when_all_are_closed(
+    offices: Offices,
+) -> None:
+    def stays(worker: Worker) -> None:
+        with tcp() as first:
+            worker.say(first.getsockname())
+            worker.hear()
+
+    def comes_again(worker: Worker) -> None:
+        for _ in range(2):
+            with tcp() as one:
+                worker.say(one.getsockname())
+
+    address = offices.start(stays).hear()
+    other = offices.start(comes_again)
+    assert [other.hear(), other.hear()] == [address, address]
+
+
 def test_getsockname_before_listen_tells_the_shared_port(offices: Offices) -> None:
     def program(worker: Worker) -> None:
         with socket.socket() as sock:
@@ -317,6 +335,28 @@ def test_a_client_that_binds_port_0_stays_private(offices: Offices) -> None:
         connection.close()
         assert worker.hear() == peer[1]
         assert worker.told == []
+
+
+def test_the_registry_lets_go_of_what_turned_out_to_be_a_clients(offices: Offices) -> None:
+    """Else its copy would keep the connection from its end."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def program(worker: Worker) -> None:
+            with socket.socket() as client:
+                client.bind(("127.0.0.1", 0))
+                client.getsockname()
+                client.connect(server.getsockname())
+                worker.say("connected")
+                worker.hear()
+
+        worker = offices.start(program)
+        connection, _ = server.accept()
+        with connection:
+            assert worker.hear() == "connected"
+            worker.wait_told(Release)
+            assert offices.registry.listeners == []
 
 
 def test_a_client_that_looked_at_its_port_can_connect(offices: Offices) -> None:
