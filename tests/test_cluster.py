@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import pytest
 
 import mpcluster as cluster
-from mpcluster import NotMasterError, Settings, WorkerState, ending, watcher, workerside
+from mpcluster import NotMasterError, Settings, WorkerState, ending, family, watcher, workerside
 from mpcluster.events import KeptEvents
 from mpcluster.family import Family
 from tests.happenings import (  # noqa: F401  # one is a fixture
@@ -270,8 +270,6 @@ class TestEvents:
         assert {line[1] for line in follow_deaths.lines} == set(range(1, 11))
 
     def test_what_is_kept_of_the_dead_is_bounded(self) -> None:
-        from mpcluster import family
-
         many = family.MOST_DEAD_KEPT + 20
         for _ in range(many):
             cluster.fork(nothing).join()
@@ -597,6 +595,24 @@ class TestMessages:
         cluster.fork(nothing).join()
         cluster.broadcast("nobody")
 
+    def test_broadcast_reaches_the_others_where_one_has_just_died(self) -> None:
+        """Nobody here has noticed yet."""
+        go_on = threading.Event()
+        diary = follow("message")
+        mortal, other = cluster.fork(echo), cluster.fork(echo)
+        for worker in (mortal, other):
+            worker.send("here")
+            diary.until("message", worker.id, "here")
+        watcher.current().call_soon(lambda: go_on.wait(PATIENCE))
+        try:
+            mortal.kill()
+            mortal.join()
+            assert mortal.is_connected
+            cluster.broadcast("everybody")
+        finally:
+            go_on.set()
+        diary.until("message", other.id, "everybody")
+
     def test_broadcast_of_what_does_not_pickle_raises_and_nobody_gets_it(self) -> None:
         worker = cluster.fork(echo)
         with pytest.raises(cluster.SerializationError, match="lock"):
@@ -651,6 +667,32 @@ class TestMessages:
         (text,) = reported
         assert "worker 1 (pid" in text
         assert "not here" in text
+
+    def test_in_the_worker_a_message_that_cannot_be_unpickled_is_reported_and_the_next_arrives(
+        self,
+    ) -> None:
+        def fail() -> NoReturn:
+            raise ValueError("not there")
+
+        class Bad:
+            def __reduce__(self) -> Any:
+                return fail, ()
+
+        def target() -> None:
+            logging.getLogger("mpcluster").propagate = False
+            sys.unraisablehook = lambda args: cluster.send(str(args.exc_value))
+            echo()
+
+        diary = follow("message")
+        worker = cluster.fork(target)
+        worker.send("first")
+        diary.until("message", 1, "first")
+        worker.send(Bad())
+        worker.send("next")
+        diary.until("message", 1, "next")
+        _, reported, _ = (str(line[2]) for line in diary.lines)
+        assert "a message of the master" in reported
+        assert "not there" in reported
 
     def test_in_the_worker_once_and_off(self) -> None:
         def target() -> None:
@@ -1012,24 +1054,54 @@ def test_the_end_gives_workers_the_kill_timeout_of_the_settings(
     assert 1000 < deadlines[0] <= 3600
 
 
-def test_the_end_waits_for_forks_that_are_under_way(relatives: Family) -> None:
-    inside, go_on = threading.Event(), threading.Event()
+def test_the_end_waits_for_forks_that_are_under_way(
+    relatives: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, waits = threading.Event(), threading.Event()
+    order = Diary()
+    wait_for = relatives._told.wait_for
+
+    def wait_for_noted(*args: Any) -> bool:
+        waits.set()
+        return wait_for(*args)
 
     def fork() -> None:
         with relatives.forking():
             inside.set()
-            go_on.wait(PATIENCE)
+            waits.wait(PATIENCE)
+            order.write("forked")
 
+    monkeypatch.setattr(family, "FORK_PATIENCE", PATIENCE)
     thread = threading.Thread(target=fork)
     thread.start()
     assert inside.wait(PATIENCE)
-    over = threading.Event()
-    ender = threading.Thread(target=lambda: (ending.end_workers(), over.set()))
-    ender.start()
-    go_on.set()
-    assert over.wait(PATIENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(relatives._told, "wait_for", wait_for_noted)
+        ending.end_workers()
+    order.write("ended")
+    waits.set()
     thread.join()
-    ender.join()
+    assert order.events == ["forked", "ended"]
+
+
+def test_the_main_program_is_not_over_while_a_death_is_being_told(
+    relatives: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its callback may fork again."""
+    asked: list[Callable[[], bool]] = []
+    entered, go_on = threading.Event(), threading.Event()
+    cluster.on("death", lambda _: (entered.set(), go_on.wait(PATIENCE)))
+    cluster.fork(nothing)
+    assert entered.wait(PATIENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(ending, "_ending", ending._Ending(lambda: None))
+        patch.setattr(relatives, "wait_told", lambda done, _timeout: asked.append(done))
+        ending._main_program_is_over()
+    (is_over,) = asked
+    assert not is_over()
+    go_on.set()
+    assert cluster.join(PATIENCE)
+    assert is_over()
 
 
 def test_a_program_that_joins_has_heard_of_every_death() -> None:

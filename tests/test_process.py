@@ -27,6 +27,7 @@ from mpcluster import (
     NotMasterError,
     WorkerState,
     above,
+    descriptors,
     forking,
     life,
     messages,
@@ -1079,6 +1080,24 @@ class TestLeaving:
 # -- wrong calls -----------------------------------------------------------------------------------
 
 
+def test_the_settings_are_those_of_the_moment_of_the_start(relatives: Family) -> None:
+    def target() -> None:
+        assert mpcluster.worker is not None
+        mpcluster.send(mpcluster.worker._settings.kill_timeout)
+
+    one = ClusterProcess(target=target)
+    diary = Diary().follow(one)
+    relatives.settings = mpcluster.Settings(kill_timeout=17.0)
+    one.start()
+    diary.until("message", 17.0)
+
+
+def test_a_signal_that_has_no_name_is_told_by_its_number() -> None:
+    one = started(lambda: signal.raise_signal(signal.SIGRTMIN + 1))
+    assert ended(one) == -(signal.SIGRTMIN + 1)
+    assert one.exit_signal == signal.SIGRTMIN + 1
+
+
 class TestWrongCalls:
     def test_before_the_start(self) -> None:
         one = ClusterProcess(name="mine")
@@ -1259,6 +1278,17 @@ def warm_up() -> None:
     settle()
 
 
+def open_here() -> list[str]:
+    """What this process has open, by the kernel's names."""
+    kinds = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            kinds.append(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:
+            pass
+    return kinds
+
+
 class TestNothingLeft:
     def test_after_close_no_descriptor_is_left(self) -> None:
         warm_up()
@@ -1287,32 +1317,39 @@ class TestNothingLeft:
 
     def test_a_child_has_no_descriptor_of_its_siblings_or_its_parents_bookkeeping(self) -> None:
         others = [started(for_ever) for _ in range(5)]
-        own: list[set[str]] = []
+        for other in others:
+            other.send("so there is a channel")
 
-        def target() -> None:
-            kinds = []
-            for name in os.listdir("/proc/self/fd"):
-                try:
-                    kinds.append(os.readlink(f"/proc/self/fd/{name}"))
-                except FileNotFoundError:
-                    pass
-            mpcluster.send(kinds)
-
-        one = ClusterProcess(target=target)
+        one = ClusterProcess(target=lambda: mpcluster.send(open_here()))
         diary = Diary().follow(one)
         one.start()
         diary.until("death")
         (kinds,) = [line[1] for line in diary.lines if line[0] == "message"]
-        del own
         assert isinstance(kinds, list)
         assert not [kind for kind in kinds if "eventpoll" in kind]
         # The bell, by which it wakes its parent when it has something to say: this once.
         assert len([kind for kind in kinds if "eventfd" in kind]) == 1
         # Its parent's pidfd, for `parent_process()`; not those of the others.
         assert len([kind for kind in kinds if "pidfd" in kind]) <= 1
-        # Sockets: its end of the channel, and what the test runner itself has open.
+        # Its end of the channel is a socket of its own; the parent's ends are not there.
+        ours = {os.readlink(f"/proc/self/fd/{number}") for number in descriptors.owned()}
+        assert len([kind for kind in ours if "socket" in kind]) >= 5
+        assert not [kind for kind in kinds if "socket" in kind and kind in ours]
         for other in others:
             other.kill()
+
+    def test_a_child_that_has_rung_the_bell_has_it_no_more(self) -> None:
+        def target() -> None:
+            mpcluster.send("said")
+            mpcluster.send(open_here())
+
+        one = ClusterProcess(target=target)
+        diary = Diary().follow(one)
+        one.start()
+        diary.until("death")
+        *_, kinds = [line[1] for line in diary.lines if line[0] == "message"]
+        assert isinstance(kinds, list)
+        assert not [kind for kind in kinds if "eventfd" in kind]
 
     def test_a_fork_that_fails_leaves_nothing_and_can_be_tried_again(
         self, monkeypatch: pytest.MonkeyPatch, relatives: Family

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -132,6 +133,52 @@ def test_the_master_closes_its_own_listener_and_opens_it_again() -> None:
     settle()
     assert is_refused(address)
     mpcluster.listen(address).close()
+
+
+# -- workers of workers -------------------------------------------------------------------------
+
+
+def test_the_root_master_hears_what_a_nested_worker_closes_and_that_it_ends() -> None:
+    """The worker in between goes on all the while."""
+
+    def nested() -> None:
+        with mpcluster.listen(LOCAL) as sock:
+            mpcluster.send(sock.getsockname())
+            gate.wait()
+        mpcluster.send("closed")
+        with mpcluster.listen(LOCAL) as sock:
+            mpcluster.send(sock.getsockname())
+            gate.wait()
+            os._exit(0)
+
+    def between() -> None:
+        one, over = ClusterProcess(target=nested), threading.Event()
+        one.on("message", mpcluster.send)
+        one.on("death", lambda: (mpcluster.send("ended"), over.set()))
+        one.start()
+        over.wait()
+        stays.wait()
+
+    def said(count: int) -> list[object]:
+        """Beside `fork` and `online`."""
+        diary.until_count(2 + count)
+        return [line[1] for line in diary.lines[2:]]
+
+    with Gate() as gate, Gate() as stays:
+        one, diary = started(between)
+        (first,) = said(1)
+        gate.open()
+        *_, closed, second = said(3)
+        assert closed == "closed"
+        assert first == second or is_refused(first)
+        assert not is_refused(second)
+        gate.open()
+        assert said(4)[-1] == "ended"
+        assert is_refused(second)
+        stays.open()
+        diary.until("death")
+    assert one.exitcode == 0
+    one.close()
 
 
 # -- a worker that leaves by its own will -----------------------------------------------------
