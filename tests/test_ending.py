@@ -148,6 +148,32 @@ class TestFallsOffItsEnd:
         done = run(script)
         assert (done.stdout, done.stderr, done.returncode) == ("0\n1\n2\n", "", 0)
 
+    def test_a_worker_that_listens_to_messages_lives_on_after_its_program(
+        self, script: Path
+    ) -> None:
+        """As in Node, until it is disconnected."""
+        write(
+            script,
+            """
+            import mpcluster as cluster
+            if cluster.is_master:
+                def answer(worker, number):
+                    if number < 500:
+                        worker.send(number + 1)
+                    else:
+                        print(number, flush=True)
+                        worker.disconnect()
+                cluster.on("message", answer)
+                cluster.on("death", lambda worker: print(worker.exitcode, flush=True))
+                cluster.fork()
+            else:
+                cluster.on("message", cluster.send)
+                cluster.send(0)
+            """,
+        )
+        done = run(script)
+        assert (done.stdout, done.returncode, done.stderr) == ("500\n0\n", 0, "")
+
     def test_a_worker_forked_in_a_thread_is_waited_for_too(self, script: Path) -> None:
         write(
             script,

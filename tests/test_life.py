@@ -235,6 +235,16 @@ def test_a_dead_one_that_nobody_keeps_is_not_kept_for_who_might_subscribe(
     relatives.emitter.clear()
 
 
+def test_a_dead_one_that_has_spoken_to_nobody_is_let_go_with_its_object() -> None:
+    one = ClusterProcess(target=mpcluster.send, args=("said",))
+    one.start()
+    assert mpcluster.join(PATIENCE)
+    settle()
+    gone = weakref.ref(one)
+    del one
+    assert gone() is None
+
+
 def test_a_callback_that_closes_one_while_its_past_is_told_hears_the_rest_within() -> None:
     one = ClusterProcess(target=nothing)
     one.start()

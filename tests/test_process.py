@@ -27,7 +27,6 @@ from mpcluster import (
     NotMasterError,
     WorkerState,
     above,
-    descriptors,
     forking,
     life,
     messages,
@@ -1332,9 +1331,12 @@ class TestNothingLeft:
         # Its parent's pidfd, for `parent_process()`; not those of the others.
         assert len([kind for kind in kinds if "pidfd" in kind]) <= 1
         # Its end of the channel is a socket of its own; the parent's ends are not there.
-        ours = {os.readlink(f"/proc/self/fd/{number}") for number in descriptors.owned()}
-        assert len([kind for kind in ours if "socket" in kind]) >= 5
-        assert not [kind for kind in kinds if "socket" in kind and kind in ours]
+        ours = set()
+        for other in others:
+            assert other._popen is not None
+            ours.add(os.readlink(f"/proc/self/fd/{other._popen.connection}"))
+        assert len(ours) == 5
+        assert not ours.intersection(kinds)
         for other in others:
             other.kill()
 

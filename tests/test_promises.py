@@ -27,6 +27,7 @@ import pytest
 import mpcluster as cluster
 from mpcluster import Settings, messages, watcher
 from mpcluster.family import Family
+from mpcluster.upstream import Upstream
 from tests.happenings import (  # noqa: F401  # one is a fixture
     PATIENCE,
     Diary,
@@ -170,7 +171,9 @@ def test_2_what_send_had_returned_for_arrives_whenever_the_worker_is_killed(size
         assert len(came) >= int.from_bytes(returned[:8], sys.byteorder) >= 999
 
 
-def test_2_what_a_workers_callback_has_queued_is_written_before_its_end() -> None:
+def test_2_what_a_workers_callback_has_queued_is_written_before_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The kernel has no room for it yet, and a callback does not wait."""
     go_on = threading.Event()
 
@@ -185,11 +188,16 @@ def test_2_what_a_workers_callback_has_queued_is_written_before_its_end() -> Non
         )
         cluster.send((-1, b""))
         queued.wait()
+
+    def flush_noted(upstream: Upstream) -> None:
         os.write(write_end, b".")
+        flush(upstream)
 
     diary = Diary()
     cluster.on("message", lambda _, message: diary.write(message[0]))
     cluster.on("death", lambda _: diary.write("death"))
+    flush = Upstream.flush
+    monkeypatch.setattr(Upstream, "flush", flush_noted)
     read_end, write_end = os.pipe()
     worker = cluster.fork(target)
     diary.until(-1)

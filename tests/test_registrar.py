@@ -113,6 +113,7 @@ def test_the_grace_is_for_the_crashed_and_not_for_who_was_made_to_leave(asked: b
     one, diary = started(target)
     diary.until_count(4)  # fork, online, listening, message
     (address,) = [line[1] for line in diary.lines if line[0] == "message"]
+    assert one.state is mpcluster.WorkerState.LISTENING
     if asked:
         one.disconnect(timeout=0)
     else:

@@ -14,7 +14,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -910,6 +910,29 @@ def test_an_exclusive_path_has_its_mode_whatever_the_umask(
 
 def refuse(_: object) -> Any:
     pytest.fail("nothing is to be asked or told")
+
+
+def test_an_exclusive_path_is_never_open_to_more_than_its_mode_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chmod, first = os.chmod, []
+
+    def look_first(changed: str, mode: int) -> None:
+        first.append(stat.S_IMODE(os.stat(changed).st_mode))
+        chmod(changed, mode)
+
+    monkeypatch.setattr(os, "chmod", look_first)
+    before = os.umask(0)
+    try:
+        sharing.shared_listen(nobody, nobody, tmp_path / "s", exclusive=True, mode=0o600).close()
+    finally:
+        os.umask(before)
+    assert first == [0o600]
+
+
+def nobody(_body: object) -> NoReturn:
+    """Whom an exclusive listener asks and tells."""
+    raise AssertionError
 
 
 def test_an_exclusive_listeners_error_names_the_address() -> None:
