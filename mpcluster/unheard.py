@@ -100,6 +100,7 @@ class Unheard:
     def _end_unheard(self) -> None:
         assert self._popen is not None
         descriptors.close_numbers(self._popen.connection)
+        self._itself().is_alive()  # whoever has reaped it, multiprocessing forgets it
         self._family.bury_unheard(self._itself())
 
     def tell_of_past(self) -> None:

@@ -109,14 +109,17 @@ def _clear(path: str, kind: int) -> None:
     Raises:
         OSError: ``EADDRINUSE``: somebody answers, or it is no socket. It stays.
     """
-    found = _inode(path)
+    found = _status(path)
     if found is None:
         return
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+    if not stat.S_ISSOCK(found.st_mode):
         raise OSError(errno.EADDRINUSE, "Address already in use by a file that is no socket")
     if _answers(path, kind):
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    if _inode(path) == found:  # nobody else has just taken it over
+    now = _status(path)
+    # Nobody else has just taken it over. That one's socket has the number of the dead inode, as
+    # a rule, which is free by then; but it was changed later.
+    if now is not None and _moment(now) == _moment(found):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
@@ -135,11 +138,19 @@ def _answers(path: str, kind: int) -> bool:
 
 
 def _inode(path: str) -> tuple[int, int] | None:
+    found = _status(path)
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
+def _moment(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def _status(path: str) -> os.stat_result | None:
     try:
-        found = os.lstat(path)
+        return os.lstat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
 
 
 def _hidden_name(path: str) -> str:

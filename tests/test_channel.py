@@ -298,6 +298,20 @@ def test_a_socket_travels_and_the_sender_may_close_his(pair: Pair) -> None:
             assert peer.recv(5) == b"hello"
 
 
+@pytest.mark.parametrize("kind", [Kind.USER, Kind.CONTROL])
+def test_a_fork_takes_along_a_users_socket_that_came_and_no_listener(
+    pair: Pair, kind: Kind
+) -> None:
+    """What the registry is asked for or answers; from its first moment here."""
+    mine, peer = socket.socketpair()
+    with mine, peer:
+        pair.here.send(mine, kind)
+        (received,) = pair.arrive()
+        came: Any = received.message
+        assert (came.fileno() in descriptors.owned()) is (kind is Kind.CONTROL)
+        descriptors.close(came)
+
+
 def test_a_socket_that_waits_in_the_queue_may_be_closed_too(pair: Pair) -> None:
     """It is duplicated when the kernel has no room for its frame."""
     while not pair.here.wants_write:

@@ -10,13 +10,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
 
 import mpcluster as cluster
-from mpcluster import NotMasterError, Settings, WorkerState, ending
+from mpcluster import NotMasterError, Settings, WorkerState, ending, family, watcher, workerside
+from mpcluster.events import KeptEvents
 from mpcluster.family import Family
 from tests.happenings import (  # noqa: F401  # one is a fixture
     PATIENCE,
@@ -268,8 +270,6 @@ class TestEvents:
         assert {line[1] for line in follow_deaths.lines} == set(range(1, 11))
 
     def test_what_is_kept_of_the_dead_is_bounded(self) -> None:
-        from mpcluster import family
-
         many = family.MOST_DEAD_KEPT + 20
         for _ in range(many):
             cluster.fork(nothing).join()
@@ -278,6 +278,20 @@ class TestEvents:
         diary = follow("death")
         diary.until("death", many)
         assert len(diary.lines) == family.MOST_DEAD_KEPT
+
+    def test_messages_that_nobody_hears_are_bounded_by_their_bytes(self, relatives: Family) -> None:
+        relatives._kept = KeptEvents(weight=10_000)
+
+        def target() -> None:
+            for number in range(5):
+                cluster.send((number, b"x" * 4000))
+
+        diary = Diary()
+        cluster.fork(target)
+        assert cluster.join(PATIENCE)
+        cluster.on("message", lambda _, message: diary.write(message[0]))
+        diary.until(4)
+        assert diary.events == [3, 4]
 
     def test_once_is_once_for_all_workers(self) -> None:
         diary = Diary()
@@ -332,6 +346,40 @@ class TestEvents:
         for record in caplog.records:
             record.exc_info, record.args = None, ()  # the error's frames hold the worker
 
+    @pytest.mark.parametrize("error", [ValueError, SystemExit])
+    def test_a_callback_for_messages_that_raises_stops_none_of_the_others(
+        self, error: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: Any
+    ) -> None:
+        """Neither the worker's other callbacks, nor everybody's, nor the next message."""
+        reported: list[str] = []
+        monkeypatch.setattr(
+            sys, "unraisablehook", lambda args: reported.append(args.exc_type.__name__)
+        )
+        diary = Diary()
+
+        def bad(*_: object) -> NoReturn:
+            raise error
+
+        def target() -> None:
+            gate.wait()
+            cluster.send(1)
+            cluster.send(2)
+
+        with Gate() as gate:
+            worker = cluster.fork(target)
+            worker.on("message", bad)
+            worker.on("message", diary.writer("its own"))
+            cluster.on("message", bad)
+            cluster.on("message", lambda _, message: diary.write("everybody's", message))
+            gate.open()
+            diary.until("everybody's", 2)
+        assert diary.lines == [
+            ("its own", 1), ("everybody's", 1), ("its own", 2), ("everybody's", 2),
+        ]  # fmt: skip
+        assert reported == [error.__name__] * 4
+        for record in caplog.records:
+            record.exc_info, record.args = None, ()  # the error's frames hold the worker
+
     def test_a_thread_may_subscribe_and_unsubscribe_while_events_come(self) -> None:
         stop = threading.Event()
 
@@ -353,6 +401,61 @@ class TestEvents:
         stop.set()
         thread.join()
         assert [line[2] for line in diary.lines] == list(range(300))
+
+    def test_who_subscribes_as_a_message_comes_hears_the_earlier_ones_first(
+        self, relatives: Family
+    ) -> None:
+        """They were kept before, in another look at the channel."""
+        kept, heard = threading.Semaphore(0), Diary()
+
+        class Telling(KeptEvents):
+            def keep(self, *args: Any, **kwargs: Any) -> bool:
+                try:
+                    return super().keep(*args, **kwargs)
+                finally:
+                    if args[2] == "message":
+                        kept.release()
+
+        def subscribe() -> int:
+            cluster.on("message", lambda _, message: heard.write(message))
+            return 3
+
+        def target() -> None:
+            cluster.send(1)
+            cluster.send(2)
+            gate.wait()
+            cluster.send(Late())
+
+        relatives._kept = Telling()
+        Late.arrives = subscribe
+        with Gate() as gate:
+            cluster.fork(target)
+            for _ in range(2):
+                assert kept.acquire(timeout=PATIENCE)
+            gate.open()
+            heard.until(3)
+        assert heard.events == [1, 2, 3]
+
+    def test_once_death_is_told_nothing_older_is(self) -> None:
+        diary = follow("death")
+        cluster.fork(nothing)
+        diary.until("death", 1)
+        late = follow("fork", "online", "disconnect")
+        settle()
+        assert late.lines == []
+
+
+class Late:
+    """A message at whose arrival something happens."""
+
+    arrives: Callable[[], object]
+
+    def __reduce__(self) -> Any:
+        return _arrive, ()
+
+
+def _arrive() -> object:
+    return Late.arrives()
 
 
 class TestInCallbacks:
@@ -492,6 +595,24 @@ class TestMessages:
         cluster.fork(nothing).join()
         cluster.broadcast("nobody")
 
+    def test_broadcast_reaches_the_others_where_one_has_just_died(self) -> None:
+        """Nobody here has noticed yet."""
+        go_on = threading.Event()
+        diary = follow("message")
+        mortal, other = cluster.fork(echo), cluster.fork(echo)
+        for worker in (mortal, other):
+            worker.send("here")
+            diary.until("message", worker.id, "here")
+        watcher.current().call_soon(lambda: go_on.wait(PATIENCE))
+        try:
+            mortal.kill()
+            mortal.join()
+            assert mortal.is_connected
+            cluster.broadcast("everybody")
+        finally:
+            go_on.set()
+        diary.until("message", other.id, "everybody")
+
     def test_broadcast_of_what_does_not_pickle_raises_and_nobody_gets_it(self) -> None:
         worker = cluster.fork(echo)
         with pytest.raises(cluster.SerializationError, match="lock"):
@@ -547,6 +668,32 @@ class TestMessages:
         assert "worker 1 (pid" in text
         assert "not here" in text
 
+    def test_in_the_worker_a_message_that_cannot_be_unpickled_is_reported_and_the_next_arrives(
+        self,
+    ) -> None:
+        def fail() -> NoReturn:
+            raise ValueError("not there")
+
+        class Bad:
+            def __reduce__(self) -> Any:
+                return fail, ()
+
+        def target() -> None:
+            logging.getLogger("mpcluster").propagate = False
+            sys.unraisablehook = lambda args: cluster.send(str(args.exc_value))
+            echo()
+
+        diary = follow("message")
+        worker = cluster.fork(target)
+        worker.send("first")
+        diary.until("message", 1, "first")
+        worker.send(Bad())
+        worker.send("next")
+        diary.until("message", 1, "next")
+        _, reported, _ = (str(line[2]) for line in diary.lines)
+        assert "a message of the master" in reported
+        assert "not there" in reported
+
     def test_in_the_worker_once_and_off(self) -> None:
         def target() -> None:
             cluster.once("message", lambda message: cluster.send(("once", message)))
@@ -563,6 +710,57 @@ class TestMessages:
         worker.send(2)
         diary.until("message", 1, ("on", 2))
         assert [line[2] for line in diary.lines[1:]] == [("once", 1), ("on", 1), ("on", 2)]
+
+    def test_in_the_worker_a_callback_that_raises_stops_none_of_the_others(self) -> None:
+        def bad(_message: object) -> NoReturn:
+            raise ValueError("on purpose")
+
+        def target() -> None:
+            logging.getLogger("mpcluster").propagate = False
+            sys.unraisablehook = lambda args: cluster.send(str(args.exc_value))
+            cluster.on("message", bad)
+            cluster.on("message", cluster.send)
+            cluster.send("here")
+            wait()
+
+        diary = follow("message")
+        worker = cluster.fork(target)
+        diary.until("message", 1, "here")
+        worker.send(1)
+        worker.send(2)
+        diary.until("message", 1, 2)
+        assert [line[2] for line in diary.lines[1:]] == ["on purpose", 1, "on purpose", 2]
+
+    def test_in_the_worker_messages_that_nobody_hears_are_bounded_by_their_bytes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        come = threading.Event()  # in the worker, a copy of its own
+
+        class Bounded(KeptEvents):
+            def __init__(self) -> None:
+                super().__init__(weight=10_000)
+
+            def keep(self, *args: Any, **kwargs: Any) -> bool:
+                fitted = super().keep(*args, **kwargs)
+                if args[3][0][0] == 4:
+                    come.set()
+                return fitted
+
+        monkeypatch.setattr(workerside, "KeptEvents", Bounded)
+
+        def target() -> None:
+            assert cluster.worker is not None
+            cluster.worker.attend()
+            assert come.wait(PATIENCE)
+            cluster.on("message", lambda message: cluster.send(message[0]))
+            wait()
+
+        diary = follow("message")
+        worker = cluster.fork(target)
+        for number in range(5):
+            worker.send((number, b"x" * 4000))
+        diary.until("message", 1, 4)
+        assert [line[2] for line in diary.lines] == [3, 4]
 
 
 class TestSettings:
@@ -684,6 +882,27 @@ class TestJoin:
             cluster.fork(nothing)
         assert cluster.join() is True
         assert len(diary.lines) == 5
+
+    def test_a_death_whose_callback_goes_on_is_not_yet_told(self) -> None:
+        entered, go_on = threading.Event(), threading.Event()
+        cluster.on("death", lambda _: (entered.set(), go_on.wait(PATIENCE)))
+        worker = cluster.fork(nothing)
+        assert entered.wait(PATIENCE)
+        assert worker.is_dead
+        assert not cluster.join(0)
+        go_on.set()
+        assert cluster.join(PATIENCE)
+
+    def test_who_has_subscribed_before_it_has_heard_of_the_dead_after_it(self) -> None:
+        go_on = threading.Event()
+        cluster.fork(nothing)
+        assert cluster.join(PATIENCE)
+        watcher.current().call_soon(lambda: go_on.wait(PATIENCE))
+        diary = follow("death")
+        assert not cluster.join(0)
+        go_on.set()
+        assert cluster.join(PATIENCE)
+        assert diary.lines == [("death", 1)]
 
     def test_it_tells_that_time_was_too_short(self) -> None:
         cluster.fork(for_ever)
@@ -819,24 +1038,70 @@ def test_no_fork_while_the_master_ends(relatives: Family) -> None:
     assert not relatives.workers
 
 
-def test_the_end_waits_for_forks_that_are_under_way(relatives: Family) -> None:
-    inside, go_on = threading.Event(), threading.Event()
+def test_the_end_gives_workers_the_kill_timeout_of_the_settings(
+    relatives: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines: list[float] = []
+
+    def noted(workers: list[Any], deadline: float) -> list[Any]:
+        deadlines.append(deadline - time.monotonic())
+        return wait_for(workers, deadline)
+
+    wait_for = ending._wait_for
+    monkeypatch.setattr(ending, "_wait_for", noted)
+    relatives.settings = Settings(kill_timeout=3600)
+    ending.end_workers()
+    assert 1000 < deadlines[0] <= 3600
+
+
+def test_the_end_waits_for_forks_that_are_under_way(
+    relatives: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, waits = threading.Event(), threading.Event()
+    order = Diary()
+    wait_for = relatives._told.wait_for
+
+    def wait_for_noted(*args: Any) -> bool:
+        waits.set()
+        return wait_for(*args)
 
     def fork() -> None:
         with relatives.forking():
             inside.set()
-            go_on.wait(PATIENCE)
+            waits.wait(PATIENCE)
+            order.write("forked")
 
+    monkeypatch.setattr(family, "FORK_PATIENCE", PATIENCE)
     thread = threading.Thread(target=fork)
     thread.start()
     assert inside.wait(PATIENCE)
-    over = threading.Event()
-    ender = threading.Thread(target=lambda: (ending.end_workers(), over.set()))
-    ender.start()
-    go_on.set()
-    assert over.wait(PATIENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(relatives._told, "wait_for", wait_for_noted)
+        ending.end_workers()
+    order.write("ended")
+    waits.set()
     thread.join()
-    ender.join()
+    assert order.events == ["forked", "ended"]
+
+
+def test_the_main_program_is_not_over_while_a_death_is_being_told(
+    relatives: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its callback may fork again."""
+    asked: list[Callable[[], bool]] = []
+    entered, go_on = threading.Event(), threading.Event()
+    cluster.on("death", lambda _: (entered.set(), go_on.wait(PATIENCE)))
+    cluster.fork(nothing)
+    assert entered.wait(PATIENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(ending, "_ending", ending._Ending(lambda: None))
+        patch.setattr(relatives, "wait_told", lambda done, _timeout: asked.append(done))
+        ending._main_program_is_over()
+    (is_over,) = asked
+    assert not is_over()
+    go_on.set()
+    assert cluster.join(PATIENCE)
+    assert is_over()
 
 
 def test_a_program_that_joins_has_heard_of_every_death() -> None:

@@ -94,6 +94,38 @@ def get(client: http.client.HTTPConnection, path: str = "/") -> http.client.HTTP
 # -- nothing to do -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("silence", "unanswered", "idle"),
+    [
+        (drain.state.IDLE, False, True),
+        (drain.state.IDLE / 2, False, False),
+        (1000.0, True, False),
+        (drain.state.UNSURE, None, True),
+        (drain.state.IDLE, None, False),
+        (None, None, False),
+    ],
+)
+def test_a_connection_is_idle_when_it_was_silent_for_a_while_and_owes_no_answer(
+    silence: float | None, unanswered: bool | None, idle: bool
+) -> None:
+    assert drain.state.IDLE > 0
+    connection = connections.Connection(1, silence=silence, unanswered=unanswered)
+    assert drain._is_idle(connection, []) is idle
+
+
+def test_a_worker_leaves_though_its_drain_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> bool:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(drain.signals, "program_handles_sigterm", fails)
+    finished: list[bool] = []
+    drain._drain(lambda: finished.append(True))
+    assert finished == [True]
+    assert "on purpose" in caplog.text
+
+
 def test_a_worker_without_servers_is_finished_at_once(offices: Offices) -> None:
     def program(worker: Worker) -> None:
         leave_when_told(worker)

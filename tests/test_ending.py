@@ -148,6 +148,32 @@ class TestFallsOffItsEnd:
         done = run(script)
         assert (done.stdout, done.stderr, done.returncode) == ("0\n1\n2\n", "", 0)
 
+    def test_a_worker_that_listens_to_messages_lives_on_after_its_program(
+        self, script: Path
+    ) -> None:
+        """As in Node, until it is disconnected."""
+        write(
+            script,
+            """
+            import mpcluster as cluster
+            if cluster.is_master:
+                def answer(worker, number):
+                    if number < 500:
+                        worker.send(number + 1)
+                    else:
+                        print(number, flush=True)
+                        worker.disconnect()
+                cluster.on("message", answer)
+                cluster.on("death", lambda worker: print(worker.exitcode, flush=True))
+                cluster.fork()
+            else:
+                cluster.on("message", cluster.send)
+                cluster.send(0)
+            """,
+        )
+        done = run(script)
+        assert (done.stdout, done.returncode, done.stderr) == ("500\n0\n", 0, "")
+
     def test_a_worker_forked_in_a_thread_is_waited_for_too(self, script: Path) -> None:
         write(
             script,
@@ -214,6 +240,120 @@ class TestRaisesOrExits:
         )
         done = run(script)
         assert (done.returncode, done.stderr) == (4, "")
+
+    def test_a_worker_has_kill_timeout_to_end_after_sigterm(self, script: Path) -> None:
+        write(
+            script,
+            """
+            import mpcluster as cluster, os, signal, sys
+            cluster.setup(kill_timeout=1000)
+            read_end, write_end = os.pipe()
+            def asked(*_):
+                print("asked", flush=True)
+                os.read(int(sys.argv[1]), 1)
+                print("cleaned up", flush=True)
+                os._exit(0)
+            def target():
+                signal.signal(signal.SIGTERM, asked)
+                os.write(write_end, b".")
+                while True:
+                    signal.pause()
+            cluster.fork(target)
+            os.read(read_end, 1)
+            sys.exit(4)
+            """,
+        )
+        read_end, write_end = os.pipe()
+        program = begin(script, read_end, pass_fds=[read_end])
+        os.close(read_end)
+        expect(program, asked=1)
+        os.write(write_end, b".")
+        os.close(write_end)
+        done = finish(program)
+        assert (done.stdout, done.returncode, done.stderr) == ("cleaned up\n", 4, "")
+
+    def test_plain_processes_are_joined_then_too(self, script: Path) -> None:
+        write(
+            script,
+            """
+            import mpcluster as cluster, os, signal, sys
+            read_end, write_end = os.pipe()
+            def asked(*_):
+                print("asked", flush=True)
+                os._exit(0)
+            def target():
+                signal.signal(signal.SIGTERM, asked)
+                os.write(write_end, b".")
+                while True:
+                    signal.pause()
+            def plain():
+                os.read(int(sys.argv[1]), 1)
+                print("plain", flush=True)
+            cluster.ClusterProcess(target=plain).start()
+            cluster.fork(target)
+            os.read(read_end, 1)
+            sys.exit(4)
+            """,
+        )
+        read_end, write_end = os.pipe()
+        program = begin(script, read_end, pass_fds=[read_end])
+        os.close(read_end)
+        expect(program, asked=1)
+        os.write(write_end, b".")
+        os.close(write_end)
+        done = finish(program)
+        assert (done.stdout, done.returncode, done.stderr) == ("plain\n", 4, "")
+
+    def test_no_callback_is_called_any_more(self, script: Path) -> None:
+        write(
+            script,
+            """
+            import mpcluster as cluster, signal, sys, threading
+            online = threading.Event()
+            for name in "message", "disconnect", "death":
+                cluster.on(name, lambda worker, *_, name=name: print(name, flush=True))
+            cluster.on("online", lambda worker: online.set())
+            def target():
+                try:
+                    signal.pause()
+                finally:
+                    cluster.send("bye")
+            cluster.fork(target)
+            online.wait()
+            sys.exit(4)
+            """,
+        )
+        done = run(script)
+        assert (done.stdout, done.returncode, done.stderr) == ("", 4, "")
+
+    @pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "exit"])
+    def test_its_unix_paths_are_removed(self, script: Path, tmp_path: Path, end: str) -> None:
+        directory = tmp_path / "run"
+        directory.mkdir()
+        write(
+            script,
+            f"""
+            import mpcluster as cluster, os, signal, sys, threading
+            listening = threading.Event()
+            cluster.on("listening", lambda *_: listening.set())
+            def target():
+                with cluster.listen({str(directory / "s")!r}):
+                    while True:
+                        signal.pause()
+            cluster.fork(target)
+            listening.wait()
+            print(*os.listdir({str(directory)!r}), flush=True)
+            if {end!r} == "exit":
+                sys.exit(4)
+            """,
+        )
+        program = begin(script)
+        expect(program, held=1)
+        if end != "exit":
+            program.send_signal(signal.Signals[end])
+        done = finish(program)
+        assert done.returncode == (4 if end == "exit" else -signal.Signals[end])
+        assert list(directory.iterdir()) == []
 
     def test_after_a_caught_exit_it_is_as_if_there_was_none(self, script: Path) -> None:
         write(
@@ -357,6 +497,45 @@ class TestSignals:
         program.terminate()
         done = finish(program)
         assert (done.stdout.strip(), done.stderr, done.returncode) == ("left", "", 0)
+
+    def test_the_masters_sigterm_handler_is_not_its_workers(self, script: Path) -> None:
+        """A worker that sits in C would not get to it."""
+        write(
+            script,
+            """
+            import mpcluster as cluster, signal
+            def target():
+                print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+            if __name__ == "__main__":
+                cluster.fork(target)
+                assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            """,
+        )
+        done = run(script)
+        assert (done.stdout, done.returncode, done.stderr) == ("True\n", 0, "")
+
+    def test_a_second_sigterm_does_not_wait_for_deaf_workers(self, script: Path) -> None:
+        write(
+            script,
+            """
+            import mpcluster as cluster, signal
+            cluster.setup(kill_timeout=1000)
+            def target():
+                signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+                print("deaf", flush=True)
+                while True:
+                    signal.pause()
+            cluster.fork(target)
+            print("forked", flush=True)
+            """,
+        )
+        program = begin(script)
+        expect(program, deaf=1, forked=1)
+        program.terminate()
+        expect(program, asked=1)  # so the master is in its handler
+        program.terminate()
+        done = finish(program)
+        assert (done.stdout, done.returncode, done.stderr) == ("", -signal.SIGTERM, "")
 
     def test_a_second_ctrl_c_does_not_wait_for_deaf_workers(self, script: Path) -> None:
         write(

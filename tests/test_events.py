@@ -128,6 +128,13 @@ class TestKeptEvents:
         assert taken(kept, "online") == [("online",)]
         assert taken(kept, "fork", "message") == [("fork",), ("message",)]
 
+    def test_those_of_one_worker_come_in_their_order_across_names(self) -> None:
+        kept, owner = KeptEvents(), Owner()
+        for number, event in enumerate(("message", "listening", "message")):
+            kept.keep(1, owner, event, (number,))
+        in_order = [("message", 0), ("listening", 1), ("message", 2)]
+        assert taken(kept, "message", "listening", key=1) == in_order
+
     def test_those_of_one_worker_can_be_taken_alone(self) -> None:
         kept, owner = KeptEvents(), Owner()
         kept.keep(1, owner, "message", ("mine",))

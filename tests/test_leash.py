@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from mpcluster import descriptors, leash
+from mpcluster import ClusterProcess, descriptors, leash
 from tests.happenings import PATIENCE
 from tests.running import python
 
@@ -101,6 +101,26 @@ def test_a_master_that_ended_before_the_leash_was_worn_is_noticed() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+def test_a_program_does_not_begin_whose_master_ended_before_it_was_put_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A leash that the master has cut: the signal for its end came to nobody."""
+
+    def cut() -> int:
+        with descriptors.opening():
+            read_end, write_end = os.pipe()
+            os.close(write_end)
+            descriptors.own(read_end)
+        return read_end
+
+    monkeypatch.setattr(leash, "cut", cut)
+    one = ClusterProcess(target=os._exit, args=(5,))
+    one.start()
+    one.join(PATIENCE)
+    assert one.exitcode == -signal.SIGKILL
+    one.close()
+
+
 def test_without_proc_it_is_told_and_the_worker_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     leash.hold()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import mpcluster
-from mpcluster import ChannelClosedError, ClusterProcess, WorkerState, descent, watcher
+from mpcluster import ChannelClosedError, ClusterProcess, WorkerState, descent, family, watcher
 from mpcluster.family import Family
 from mpcluster.life import Life
 from mpcluster.popen import Popen
@@ -70,6 +70,33 @@ def test_one_that_nobody_joins_or_listens_to_is_reaped_all_the_same(relatives: F
         assert relatives._told.wait_for(lambda: one.id not in relatives.workers, PATIENCE)
     with pytest.raises(ChildProcessError):
         os.waitid(os.P_PID, one.pid or 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+
+def test_one_that_has_ended_unheard_goes_with_its_object_whoever_has_looked() -> None:
+    """``multiprocessing`` keeps those that it has not been asked about."""
+    one = ClusterProcess(target=nothing)
+    one.start()
+    select.select([one.sentinel], [], [])
+    assert one.is_dead
+    settle()
+    reference = weakref.ref(one)
+    del one
+    assert reference() is None
+
+
+def test_of_those_that_have_ended_unheard_the_last_ones_are_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(family, "MOST_DEAD_KEPT", 3)
+    with watcher_busy():  # it looks after none by itself
+        several = [ClusterProcess(target=nothing) for _ in range(5)]
+        for one in several:
+            one.start()
+            one.join()
+    diary = Diary()
+    mpcluster.on("death", lambda worker: diary.write(worker.id))
+    settle()
+    assert diary.events == [one.id for one in several[2:]]
 
 
 def test_who_asks_for_the_living_is_not_told_of_one_that_has_ended() -> None:
@@ -206,6 +233,16 @@ def test_a_dead_one_that_nobody_keeps_is_not_kept_for_who_might_subscribe(
     settle()
     assert diary.events == []
     relatives.emitter.clear()
+
+
+def test_a_dead_one_that_has_spoken_to_nobody_is_let_go_with_its_object() -> None:
+    one = ClusterProcess(target=mpcluster.send, args=("said",))
+    one.start()
+    assert mpcluster.join(PATIENCE)
+    settle()
+    gone = weakref.ref(one)
+    del one
+    assert gone() is None
 
 
 def test_a_callback_that_closes_one_while_its_past_is_told_hears_the_rest_within() -> None:

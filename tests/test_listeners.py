@@ -11,10 +11,13 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from mpcluster import unixpath
 from mpcluster.messages import Holds
+from mpcluster.scheduling.shared import Shared
 from tests.sharers import LOCAL, Floor, needs_ipv6, serve_one
 
 UNIX = {"family": socket.AF_UNIX}
@@ -142,6 +145,27 @@ def test_a_program_with_a_full_queue_still_answers(floor, path):
             floor[1].bind(path, **UNIX)
 
 
+def test_a_path_that_another_takes_over_at_the_same_moment_is_in_use(floor, path, monkeypatch):
+    """Between the knock at the dead socket and its removal; by the same inode number, mostly."""
+    dead_socket(path)
+    dead = os.lstat(path)
+    with socket.socket(socket.AF_UNIX) as quicker:
+
+        def knock(*_: object) -> bool:
+            os.unlink(path)
+            quicker.bind(path)
+            quicker.listen()
+            while os.lstat(path).st_ctime_ns == dead.st_ctime_ns:
+                os.chmod(path, 0o600)  # until the file system's clock has moved
+            return False
+
+        monkeypatch.setattr(unixpath, "_answers", knock)
+        with pytest.raises(OSError, match="in use"):
+            floor[1].bind(path, **UNIX)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+
+
 def test_a_living_socket_of_another_kind_is_not_taken_over(floor, path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as alive:
         alive.bind(path)
@@ -208,6 +232,40 @@ def test_the_mode_is_the_paths_whatever_the_umask(floor, path, mode):
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.stat(path).st_mode) == mode
+
+
+def test_a_path_is_never_open_to_more_than_its_mode_says(floor, path, monkeypatch):
+    """Not even before what the umask took away is given back."""
+    chmod, first = os.chmod, []
+
+    def look_first(changed: str, mode: int) -> None:
+        first.append(stat.S_IMODE(os.stat(changed).st_mode))
+        chmod(changed, mode)
+
+    monkeypatch.setattr(os, "chmod", look_first)
+    before = os.umask(0)
+    try:
+        floor[1].bind(path, **UNIX, mode=0o600)
+    finally:
+        os.umask(before)
+    assert first == [0o600]
+
+
+class Refusing(Shared):
+    def add(self, *_: object) -> NoReturn:
+        raise ValueError("on purpose")
+
+
+class Unmade(Shared):
+    def __init__(self, _kept: object) -> None:
+        raise ValueError("on purpose")
+
+
+@pytest.mark.parametrize("policy", [Refusing, Unmade])
+def test_a_failure_after_the_bind_leaves_no_path(floor, path, policy):
+    with pytest.raises(ValueError, match="on purpose"):
+        floor[1].bind(path, **UNIX, scheduling=policy)
+    assert os.listdir(os.path.dirname(path)) == []
 
 
 def test_a_path_waits_for_the_replacement_of_a_crashed_worker(floor, path):

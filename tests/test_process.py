@@ -23,9 +23,18 @@ from typing import Any, NoReturn
 import pytest
 
 import mpcluster
-from mpcluster import NotMasterError, WorkerState, above, forking, life, messages, watcher
+from mpcluster import (
+    NotMasterError,
+    WorkerState,
+    above,
+    forking,
+    life,
+    messages,
+    watcher,
+    workerside,
+)
 from mpcluster.family import Family
-from mpcluster.popen import UNKNOWN_EXITCODE
+from mpcluster.popen import UNKNOWN_EXITCODE, Popen
 from mpcluster.process import ClusterProcess
 from tests.happenings import (  # noqa: F401  # one is a fixture
     PATIENCE,
@@ -635,6 +644,29 @@ def test_a_control_message_out_of_place_takes_nothing_along(
     assert diary.events.count("online") == 1
 
 
+@pytest.mark.parametrize(
+    "message",
+    [messages.Online(), messages.Reply(7), messages.Bound(key=None), "a text", None],  # type: ignore[arg-type]
+    ids=repr,
+)
+def test_a_control_message_that_a_worker_does_not_know_takes_nothing_along(
+    message: object,
+) -> None:
+    def target() -> None:
+        mpcluster.on("message", lambda message: (mpcluster.send(message), os._exit(0)))
+        threading.Event().wait()
+
+    one = ClusterProcess(target=target)
+    diary = Diary().follow(one)
+    one.start()
+    assert one._life is not None
+    assert one._life.downstream().order(message)
+    one.send("behind it")
+    diary.until("death")
+    assert ("message", "behind it") in diary.lines
+    assert one.exitcode == 0
+
+
 def test_a_death_while_the_watcher_sits_in_a_callback_is_told_though_it_is_closed() -> None:
     """The round of the watcher that is under way has looked before the end."""
     sitting, go_on = threading.Event(), threading.Event()
@@ -753,6 +785,12 @@ def test_a_backlog_told_while_the_watcher_flushes_is_not_forgotten(
 # -- leaving ---------------------------------------------------------------------------------------
 
 
+def latest_timer() -> float:
+    """When the last thing that the watcher has to do is due, on the monotonic clock."""
+    timers = [timer for _, _, timer in watcher.current()._timers]
+    return max(timer.due for timer in timers if not timer.is_cancelled)
+
+
 class TestLeaving:
     def test_disconnect_returns_the_worker_and_marks_it_at_once(self) -> None:
         one = started(stay_until_asked)
@@ -775,6 +813,36 @@ class TestLeaving:
         assert diary.events == ["fork", "online", "disconnect", "death"]
         assert one.disconnect() is one
 
+    def test_a_second_call_does_not_change_the_time_that_the_first_has_given(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def target() -> None:
+            mpcluster.on("disconnect", nothing)
+            mpcluster.on("message", os._exit)
+            stay_until_asked()
+
+        signals: list[int] = []
+        send_signal = Popen.send_signal
+
+        def noted(self: Popen, sig: int) -> None:
+            signals.append(sig)
+            send_signal(self, sig)
+
+        one = ClusterProcess(target=target)
+        diary = Diary().follow(one)
+        one.start()
+        diary.until("online")
+        monkeypatch.setattr(Popen, "send_signal", noted)
+        one.disconnect(timeout=3600)
+        one.disconnect(timeout=0)
+        for _ in range(3):  # it is asked, its timer is set, its timer is due
+            settle()
+        assert signals
+        assert latest_timer() > time.monotonic() + 1000
+        one.send(7)
+        assert ended(one) == 7
+        assert signal.SIGTERM not in signals
+
     def test_on_the_dead_it_is_no_error_and_no_leave_that_was_asked_for(self) -> None:
         one = started()
         assert ended(one) == 0
@@ -786,6 +854,44 @@ class TestLeaving:
         """Before its handler stands, before it is online: 30 at once."""
         several = [started(stay_until_asked).disconnect() for _ in range(30)]
         assert [ended(one) for one in several] == [0] * 30
+
+    def test_it_is_called_again_until_it_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A call may come in the instant before its main thread waits for something in C."""
+        calls = threading.Semaphore(0)
+        send_signal = Popen.send_signal
+
+        def noted(self: Popen, sig: int) -> None:
+            send_signal(self, sig)
+            if sig == signal.SIGURG:
+                calls.release()
+
+        monkeypatch.setattr(Popen, "send_signal", noted)
+        monkeypatch.setattr(life, "FIRST_KNOCK", 0.001)
+        one = started(stay_until_asked)
+        one.kill(signal.SIGSTOP)
+        one.disconnect()
+        for _ in range(4):
+            assert calls.acquire(timeout=PATIENCE)
+        one.kill(signal.SIGCONT)
+        assert ended(one) == 0
+
+    def test_one_that_wants_to_leave_does_not_wait_for_a_parent_in_a_callback(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def target() -> None:
+            assert mpcluster.worker is not None
+            mpcluster.worker.disconnect()
+            stay_until_asked()
+
+        monkeypatch.setattr(workerside, "PARENT_PATIENCE", 0.01)
+        sitting, go_on = threading.Event(), threading.Event()
+        watcher.current().call_soon(lambda: (sitting.set(), go_on.wait(PATIENCE)))
+        assert sitting.wait(PATIENCE)
+        try:
+            one = started(target)
+            assert ended(one) == 0
+        finally:
+            go_on.set()
 
     def test_a_program_that_sleeps_leaves(self) -> None:
         one = started(time.sleep, 1000)
@@ -804,6 +910,20 @@ class TestLeaving:
         one.disconnect()
         assert ended(one) == 0
 
+    def test_one_whose_program_is_over_but_for_a_thread_keeps_its_own_code(self) -> None:
+        def target() -> NoReturn:
+            # Called when the main thread begins to wait for the others.
+            threading._register_atexit(mpcluster.send, "over")  # type: ignore[attr-defined]
+            threading.Thread(target=stay_until_asked).start()
+            sys.exit(3)
+
+        one = ClusterProcess(target=target)
+        diary = Diary().follow(one)
+        one.start()
+        diary.until("message", "over")
+        one.disconnect()
+        assert ended(one) == 3
+
     def test_what_it_has_to_clean_up_is_cleaned_up(self, tmp_path: Path) -> None:
         def target() -> None:
             try:
@@ -817,6 +937,29 @@ class TestLeaving:
         one.start()
         diary.until("message", "here")
         one.disconnect()
+        assert ended(one) == 0
+        assert (tmp_path / "cleaned").exists()
+
+    def test_what_cleans_up_is_not_interrupted_by_a_further_call(
+        self, tmp_path: Path, gate: Gate
+    ) -> None:
+        def target() -> None:
+            try:
+                mpcluster.send("here")
+                stay_until_asked()
+            finally:
+                mpcluster.send("cleans up")
+                gate.wait()
+                (tmp_path / "cleaned").touch()
+
+        one = ClusterProcess(target=target)
+        diary = Diary().follow(one)
+        one.start()
+        diary.until("message", "here")
+        one.disconnect()
+        diary.until("message", "cleans up")
+        one.kill(signal.SIGURG)
+        gate.open()
         assert ended(one) == 0
         assert (tmp_path / "cleaned").exists()
 
@@ -848,6 +991,33 @@ class TestLeaving:
         diary.until("message", "deaf")
         one.disconnect(timeout=0)
         assert ended(one) == -signal.SIGKILL
+
+    def test_it_has_kill_timeout_from_the_one_to_the_other(
+        self, relatives: Family, gate: Gate
+    ) -> None:
+        relatives.settings = mpcluster.Settings(kill_timeout=3600)
+
+        def asked(*_: object) -> None:
+            mpcluster.send("asked")
+            gate.wait()
+            os._exit(9)
+
+        def target() -> None:
+            signal.signal(signal.SIGTERM, asked)
+            mpcluster.on("disconnect", nothing)
+            mpcluster.send("ready")
+            for_ever()
+
+        one = ClusterProcess(target=target)
+        diary = Diary().follow(one)
+        one.start()
+        diary.until("message", "ready")
+        one.disconnect(timeout=0)
+        diary.until("message", "asked")
+        settle()
+        assert latest_timer() > time.monotonic() + 1000
+        gate.open()
+        assert ended(one) == 9
 
     def test_one_whose_queue_is_full_hears_it_too(self, relatives: Family) -> None:
         relatives.settings = mpcluster.Settings(channel_limit=1000, send_timeout=0.01)
@@ -907,6 +1077,24 @@ class TestLeaving:
 
 
 # -- wrong calls -----------------------------------------------------------------------------------
+
+
+def test_the_settings_are_those_of_the_moment_of_the_start(relatives: Family) -> None:
+    def target() -> None:
+        assert mpcluster.worker is not None
+        mpcluster.send(mpcluster.worker._settings.kill_timeout)
+
+    one = ClusterProcess(target=target)
+    diary = Diary().follow(one)
+    relatives.settings = mpcluster.Settings(kill_timeout=17.0)
+    one.start()
+    diary.until("message", 17.0)
+
+
+def test_a_signal_that_has_no_name_is_told_by_its_number() -> None:
+    one = started(lambda: signal.raise_signal(signal.SIGRTMIN + 1))
+    assert ended(one) == -(signal.SIGRTMIN + 1)
+    assert one.exit_signal == signal.SIGRTMIN + 1
 
 
 class TestWrongCalls:
@@ -1089,6 +1277,17 @@ def warm_up() -> None:
     settle()
 
 
+def open_here() -> list[str]:
+    """What this process has open, by the kernel's names."""
+    kinds = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            kinds.append(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:
+            pass
+    return kinds
+
+
 class TestNothingLeft:
     def test_after_close_no_descriptor_is_left(self) -> None:
         warm_up()
@@ -1117,32 +1316,42 @@ class TestNothingLeft:
 
     def test_a_child_has_no_descriptor_of_its_siblings_or_its_parents_bookkeeping(self) -> None:
         others = [started(for_ever) for _ in range(5)]
-        own: list[set[str]] = []
+        for other in others:
+            other.send("so there is a channel")
 
-        def target() -> None:
-            kinds = []
-            for name in os.listdir("/proc/self/fd"):
-                try:
-                    kinds.append(os.readlink(f"/proc/self/fd/{name}"))
-                except FileNotFoundError:
-                    pass
-            mpcluster.send(kinds)
-
-        one = ClusterProcess(target=target)
+        one = ClusterProcess(target=lambda: mpcluster.send(open_here()))
         diary = Diary().follow(one)
         one.start()
         diary.until("death")
         (kinds,) = [line[1] for line in diary.lines if line[0] == "message"]
-        del own
         assert isinstance(kinds, list)
         assert not [kind for kind in kinds if "eventpoll" in kind]
         # The bell, by which it wakes its parent when it has something to say: this once.
         assert len([kind for kind in kinds if "eventfd" in kind]) == 1
         # Its parent's pidfd, for `parent_process()`; not those of the others.
         assert len([kind for kind in kinds if "pidfd" in kind]) <= 1
-        # Sockets: its end of the channel, and what the test runner itself has open.
+        # Its end of the channel is a socket of its own; the parent's ends are not there.
+        ours = set()
+        for other in others:
+            assert other._popen is not None
+            ours.add(os.readlink(f"/proc/self/fd/{other._popen.connection}"))
+        assert len(ours) == 5
+        assert not ours.intersection(kinds)
         for other in others:
             other.kill()
+
+    def test_a_child_that_has_rung_the_bell_has_it_no_more(self) -> None:
+        def target() -> None:
+            mpcluster.send("said")
+            mpcluster.send(open_here())
+
+        one = ClusterProcess(target=target)
+        diary = Diary().follow(one)
+        one.start()
+        diary.until("death")
+        *_, kinds = [line[1] for line in diary.lines if line[0] == "message"]
+        assert isinstance(kinds, list)
+        assert not [kind for kind in kinds if "eventfd" in kind]
 
     def test_a_fork_that_fails_leaves_nothing_and_can_be_tried_again(
         self, monkeypatch: pytest.MonkeyPatch, relatives: Family

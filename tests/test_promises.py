@@ -11,20 +11,23 @@ import gc
 import itertools
 import mmap
 import os
+import re
 import select
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mpcluster as cluster
-from mpcluster import Settings, messages
+from mpcluster import Settings, messages, watcher
 from mpcluster.family import Family
+from mpcluster.upstream import Upstream
 from tests.happenings import (  # noqa: F401  # one is a fixture
     PATIENCE,
     Diary,
@@ -166,6 +169,48 @@ def test_2_what_send_had_returned_for_arrives_whenever_the_worker_is_killed(size
         assert death.wait(PATIENCE)
         assert came == list(range(1, len(came) + 1))
         assert len(came) >= int.from_bytes(returned[:8], sys.byteorder) >= 999
+
+
+def test_2_what_a_workers_callback_has_queued_is_written_before_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel has no room for it yet, and a callback does not wait."""
+    go_on = threading.Event()
+
+    def target() -> None:
+        queued = threading.Event()
+        cluster.on(
+            "message",
+            lambda _: (
+                [cluster.send((number, bytes(10_000))) for number in range(200)],
+                queued.set(),
+            ),
+        )
+        cluster.send((-1, b""))
+        queued.wait()
+
+    def flush_noted(upstream: Upstream) -> None:
+        os.write(write_end, b".")
+        flush(upstream)
+
+    diary = Diary()
+    cluster.on("message", lambda _, message: diary.write(message[0]))
+    cluster.on("death", lambda _: diary.write("death"))
+    flush = Upstream.flush
+    monkeypatch.setattr(Upstream, "flush", flush_noted)
+    read_end, write_end = os.pipe()
+    worker = cluster.fork(target)
+    diary.until(-1)
+    watcher.current().call_soon(lambda: go_on.wait(PATIENCE))
+    try:
+        worker.send("queue")
+        assert select.select([read_end], [], [], PATIENCE)[0]
+    finally:
+        go_on.set()
+        os.close(read_end)
+        os.close(write_end)
+    diary.until("death")
+    assert diary.events == [*range(-1, 200), "death"]
 
 
 def test_2_messages_before_the_master_has_a_handler_are_kept_in_order() -> None:
@@ -397,6 +442,63 @@ def test_9_nobody_reading_in_the_worker_and_the_master_a_callback_that_sits() ->
     go_on.set()
     diary.until(49)
     assert diary.events == list(range(50))
+
+
+def what_a_worker_meets(flood: Callable[[], None], *, in_callback: bool) -> str:
+    """While its master sits in a callback, and reads nothing."""
+
+    def meet(_message: object) -> None:
+        try:
+            flood()
+        except cluster.ChannelFullError as error:
+            os.write(write_end, str(error).encode())
+
+    def target() -> None:
+        if in_callback:
+            cluster.on("message", meet)
+        cluster.send("here")
+        gate.wait()
+        if not in_callback:
+            meet(None)
+        for_ever()
+
+    read_end, write_end = os.pipe()
+    go_on = threading.Event()
+    try:
+        with Gate() as gate:
+            diary = follow("message")
+            worker = cluster.fork(target)
+            diary.until("message", 1, "here")
+            cluster.off("message")
+            watcher.current().call_soon(lambda: go_on.wait(PATIENCE))
+            worker.send("flood")
+            gate.open()
+            assert select.select([read_end], [], [], PATIENCE)[0]
+            return os.read(read_end, 1000).decode()
+    finally:
+        go_on.set()
+        os.close(read_end)
+        os.close(write_end)
+
+
+def flood() -> None:
+    while True:
+        cluster.send(bytes(5000))
+
+
+def test_9_a_callback_in_a_worker_never_waits_and_what_it_queues_is_bounded() -> None:
+    cluster.setup(channel_limit=20_000, send_timeout=3600)
+    text = what_a_worker_meets(flood, in_callback=True)
+    waiting = re.search(r"the master does not read: (\d+) bytes wait for it", text)
+    assert waiting is not None, text
+    assert 10_000 < int(waiting[1]) <= 20_000
+
+
+def test_9_a_worker_waits_for_its_master_as_long_as_the_settings_say() -> None:
+    cluster.setup(send_timeout=0.05)
+    text = what_a_worker_meets(flood, in_callback=False)
+    assert "the master does not read: " in text
+    assert text.endswith("for 0.05 s")
 
 
 def test_9_a_worker_killed_in_the_middle_of_a_huge_message_is_a_death_like_any_other() -> None:

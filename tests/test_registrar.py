@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -98,6 +100,30 @@ def test_the_grace_is_that_of_the_settings_when_a_listener_opens() -> None:
     assert is_refused(address)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_grace_is_for_the_crashed_and_not_for_who_was_made_to_leave(asked: bool) -> None:
+    """By SIGTERM, when the time to leave was over."""
+
+    def target() -> None:
+        mpcluster.on("disconnect", mpcluster.send)
+        with mpcluster.listen(LOCAL) as sock:
+            mpcluster.send(sock.getsockname())
+            threading.Event().wait()
+
+    one, diary = started(target)
+    diary.until_count(4)  # fork, online, listening, message
+    (address,) = [line[1] for line in diary.lines if line[0] == "message"]
+    assert one.state is mpcluster.WorkerState.LISTENING
+    if asked:
+        one.disconnect(timeout=0)
+    else:
+        one.terminate()
+    diary.until("death")
+    assert one.exit_signal == signal.SIGTERM
+    one.close()
+    assert is_refused(address) is asked
+
+
 # -- the master's own listener ----------------------------------------------------------------
 
 
@@ -108,6 +134,52 @@ def test_the_master_closes_its_own_listener_and_opens_it_again() -> None:
     settle()
     assert is_refused(address)
     mpcluster.listen(address).close()
+
+
+# -- workers of workers -------------------------------------------------------------------------
+
+
+def test_the_root_master_hears_what_a_nested_worker_closes_and_that_it_ends() -> None:
+    """The worker in between goes on all the while."""
+
+    def nested() -> None:
+        with mpcluster.listen(LOCAL) as sock:
+            mpcluster.send(sock.getsockname())
+            gate.wait()
+        mpcluster.send("closed")
+        with mpcluster.listen(LOCAL) as sock:
+            mpcluster.send(sock.getsockname())
+            gate.wait()
+            os._exit(0)
+
+    def between() -> None:
+        one, over = ClusterProcess(target=nested), threading.Event()
+        one.on("message", mpcluster.send)
+        one.on("death", lambda: (mpcluster.send("ended"), over.set()))
+        one.start()
+        over.wait()
+        stays.wait()
+
+    def said(count: int) -> list[object]:
+        """Beside `fork` and `online`."""
+        diary.until_count(2 + count)
+        return [line[1] for line in diary.lines[2:]]
+
+    with Gate() as gate, Gate() as stays:
+        one, diary = started(between)
+        (first,) = said(1)
+        gate.open()
+        *_, closed, second = said(3)
+        assert closed == "closed"
+        assert first == second or is_refused(first)
+        assert not is_refused(second)
+        gate.open()
+        assert said(4)[-1] == "ended"
+        assert is_refused(second)
+        stays.open()
+        diary.until("death")
+    assert one.exitcode == 0
+    one.close()
 
 
 # -- a worker that leaves by its own will -----------------------------------------------------

@@ -14,7 +14,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -87,6 +87,24 @@ def test_the_nth_listener_on_port_0_is_the_same_in_every_worker(offices: Offices
     addresses = first.hear()
     assert addresses == second.hear()
     assert addresses[0] != addresses[1]
+
+
+def test_the_count_of_listeners_on_port_0_starts_anew_when_all_are_closed(
+    offices: Offices,
+) -> None:
+    def stays(worker: Worker) -> None:
+        with tcp() as first:
+            worker.say(first.getsockname())
+            worker.hear()
+
+    def comes_again(worker: Worker) -> None:
+        for _ in range(2):
+            with tcp() as one:
+                worker.say(one.getsockname())
+
+    address = offices.start(stays).hear()
+    other = offices.start(comes_again)
+    assert [other.hear(), other.hear()] == [address, address]
 
 
 def test_getsockname_before_listen_tells_the_shared_port(offices: Offices) -> None:
@@ -317,6 +335,28 @@ def test_a_client_that_binds_port_0_stays_private(offices: Offices) -> None:
         connection.close()
         assert worker.hear() == peer[1]
         assert worker.told == []
+
+
+def test_the_registry_lets_go_of_what_turned_out_to_be_a_clients(offices: Offices) -> None:
+    """Else its copy would keep the connection from its end."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def program(worker: Worker) -> None:
+            with socket.socket() as client:
+                client.bind(("127.0.0.1", 0))
+                client.getsockname()
+                client.connect(server.getsockname())
+                worker.say("connected")
+                worker.hear()
+
+        worker = offices.start(program)
+        connection, _ = server.accept()
+        with connection:
+            assert worker.hear() == "connected"
+            worker.wait_told(Release)
+            assert offices.registry.listeners == []
 
 
 def test_a_client_that_looked_at_its_port_can_connect(offices: Offices) -> None:
@@ -870,6 +910,29 @@ def test_an_exclusive_path_has_its_mode_whatever_the_umask(
 
 def refuse(_: object) -> Any:
     pytest.fail("nothing is to be asked or told")
+
+
+def test_an_exclusive_path_is_never_open_to_more_than_its_mode_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chmod, first = os.chmod, []
+
+    def look_first(changed: str, mode: int) -> None:
+        first.append(stat.S_IMODE(os.stat(changed).st_mode))
+        chmod(changed, mode)
+
+    monkeypatch.setattr(os, "chmod", look_first)
+    before = os.umask(0)
+    try:
+        sharing.shared_listen(nobody, nobody, tmp_path / "s", exclusive=True, mode=0o600).close()
+    finally:
+        os.umask(before)
+    assert first == [0o600]
+
+
+def nobody(_body: object) -> NoReturn:
+    """Whom an exclusive listener asks and tells."""
+    raise AssertionError
 
 
 def test_an_exclusive_listeners_error_names_the_address() -> None:
