@@ -819,6 +819,7 @@ class TestLeaving:
         def target() -> None:
             mpcluster.on("disconnect", nothing)
             mpcluster.on("message", os._exit)
+            mpcluster.send("ready")
             stay_until_asked()
 
         signals: list[int] = []
@@ -831,7 +832,7 @@ class TestLeaving:
         one = ClusterProcess(target=target)
         diary = Diary().follow(one)
         one.start()
-        diary.until("online")
+        diary.until("message", "ready")
         monkeypatch.setattr(Popen, "send_signal", noted)
         one.disconnect(timeout=3600)
         one.disconnect(timeout=0)
