@@ -157,8 +157,11 @@ def _at_exit() -> None:
     if not _is_ours():
         return
     assert _ending is not None
-    if _ending.main_frame is not None and _has_returned(_ending.main_frame):
-        _main_program_is_over()
+    try:
+        if _ending.main_frame is not None and _has_returned(_ending.main_frame):
+            _main_program_is_over()
+    except KeyboardInterrupt:  # just before the wait: raised from here it would end nothing
+        _ending.interrupted = True
     end_workers()
     _ending.release()
 

@@ -345,6 +345,7 @@ class TestRaisesOrExits:
             print(*os.listdir({str(directory)!r}), flush=True)
             if {end!r} == "exit":
                 sys.exit(4)
+            cluster.join()
             """,
         )
         program = begin(script)
@@ -514,14 +515,30 @@ class TestSignals:
         done = run(script)
         assert (done.stdout, done.returncode, done.stderr) == ("True\n", 0, "")
 
-    def test_a_second_sigterm_does_not_wait_for_deaf_workers(self, script: Path) -> None:
+    @pytest.mark.skipif(sys.version_info >= (3, 12), reason="there it is no exit function")
+    def test_ctrl_c_just_before_the_end_is_waited_for(self, script: Path) -> None:
         write(
             script,
             """
             import mpcluster as cluster, signal
+            from mpcluster import ending
+            def has_returned(frame):
+                raise KeyboardInterrupt
+            ending._has_returned = has_returned
+            cluster.fork(signal.pause)
+            """,
+        )
+        done = run(script)
+        assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+    def test_a_second_sigterm_does_not_wait_for_deaf_workers(self, script: Path) -> None:
+        write(
+            script,
+            """
+            import mpcluster as cluster, os, signal
             cluster.setup(kill_timeout=1000)
             def target():
-                signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+                signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"asked\\n"))
                 print("deaf", flush=True)
                 while True:
                     signal.pause()

@@ -8,12 +8,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
 
 import mpcluster
-from mpcluster import ClusterProcess, registrar
+from mpcluster import ClusterProcess, registrar, watcher
 from tests.happenings import Diary, Gate, relatives_fixture, settle  # noqa: F401  # a fixture
 from tests.sharers import LOCAL, is_refused
 
@@ -211,6 +212,23 @@ def test_new_connections_are_steered_away_from_a_worker_that_wants_to_leave() ->
     assert one.exited_after_disconnect
     one.kill()
     one.join()
+
+
+def test_a_worker_is_told_to_leave_when_nothing_waits_for_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waiting, diary = [2, 1, 0], Diary()
+    kept = SimpleNamespace(fileno=lambda: 0)
+    monkeypatch.setattr(registrar, "_registry", SimpleNamespace(drain=lambda _route: [kept]))
+    monkeypatch.setattr(registrar, "queued", lambda _kept: waiting.pop(0))
+    monkeypatch.setattr(registrar, "QUEUE_PATIENCE", 30.0)
+
+    def ask() -> None:
+        registrar._steer_away((1,), lambda: False, lambda: diary.write("told", *waiting))
+
+    watcher.current().ask(ask)
+    diary.until_count(1)
+    assert diary.lines == [("told",)]
 
 
 @pytest.mark.parametrize("depth", [1, 2])
