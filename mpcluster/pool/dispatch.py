@@ -190,7 +190,7 @@ class Dispatcher:
                 if link is not None:
                     link.filling = False
                     self._roster.settle(link)
-                found = self._roster.pick()
+                found = self._roster.pick() if self._queue else None
             if found is None:
                 return
             link, calls = found

@@ -42,14 +42,15 @@ class Function:
     Attributes:
         number: Its number in the workers.
         depth: How many calls of it a worker is given at once, by the measured run time.
+        mean: Seconds that a call takes, 0.0 before the first.
     """
 
-    __slots__ = ("__weakref__", "_mean", "_pickled", "depth", "number")
+    __slots__ = ("__weakref__", "_pickled", "depth", "mean", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.depth = 1
-        self._mean = 0.0
+        self.mean = 0.0
         self._pickled: Pickled | None = None
 
     def pickled(self, function: Callable[..., Any]) -> Pickled:
@@ -68,17 +69,12 @@ class Function:
         mean = seconds / calls
         # A function that has become slow is believed at once, one that was quick by and by. But
         # a few calls of some milliseconds were held up by another process, as likely as not.
-        known = self._mean
+        known = self.mean
         if known and calls < _FEW and mean < _SURELY_SLOW:
             mean = min(mean, 4 * known)
-        self._mean = mean if not known or mean > known else 0.7 * known + 0.3 * mean
-        ahead = _AHEAD_IF_TINY if self._mean < TINY else _AHEAD
-        self.depth = max(1, min(DEEPEST, int(ahead / max(self._mean, 1e-9))))
-
-    @property
-    def mean(self) -> float:
-        """Seconds that a call takes, 0.0 before the first."""
-        return self._mean
+        self.mean = mean if not known or mean > known else 0.7 * known + 0.3 * mean
+        ahead = _AHEAD_IF_TINY if self.mean < TINY else _AHEAD
+        self.depth = max(1, min(DEEPEST, int(ahead / max(self.mean, 1e-9))))
 
 
 class Functions:

@@ -43,7 +43,7 @@ class Intake:
 
     def collect(self, link: Link) -> None:
         """Take in what is in a worker's ring. With the turn."""
-        loads = pickle.loads
+        loads, under_way = pickle.loads, link.under_way
         last: Function | None = None
         count = spent = 0
         for kind, took, number, payload in link.ring.take():
@@ -54,7 +54,11 @@ class Intake:
             if kind != records.VALUE:
                 self._take_odd(link, kind, number, payload)
                 continue
-            call = self._claim(link, number)
+            call = under_way.get(number)
+            if call is None or type(call) is Run:
+                call = self._claim(link, number)
+            else:
+                call = under_way.pop(number, None)
             if call is None:
                 continue  # it was cancelled
             known = call.known_as

@@ -90,7 +90,7 @@ class Link:
         self.doorbell = line.doorbell
         self.socket = line.ours
         label = f"worker {process.name} (pid {process.pid})"
-        cells = self.ring.cells
+        cells = self._cells = self.ring.cells
         self.stream = Stream(self.socket, label, cells, ring.ANSWERS_BACK)
         #: By the one who fills.
         self.stock = Stock(cells, ring.ORDERS_BACK, kept)
@@ -126,7 +126,10 @@ class Link:
         """How many calls it has: the one that it does, and what lies behind that."""
         if not self.under_way:
             return 0
-        return 1 + max(0, self.next_number - max(self.begun + 1, self.window))
+        # Asked for each call; so no function is called for it.
+        begun = 1 << 62 if self.is_closed else self._cells[ring.BEGUN]
+        behind = self.next_number - (begun + 1 if begun >= self.window else self.window)
+        return 1 + behind if behind > 0 else 1
 
     @property
     def begun(self) -> int:
@@ -225,7 +228,7 @@ class Link:
                     if type(piece) is Outgoing:
                         piece.drop()
                 return
-            if not self._outbox and not any(type(piece) is Outgoing for piece in pieces):
+            if not self._outbox.size and Outgoing not in map(type, pieces):
                 self._write_bytes(b"".join(pieces) if len(pieces) > 1 else pieces[0])  # type: ignore[arg-type]
                 return
             for piece in pieces:

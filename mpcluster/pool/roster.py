@@ -89,7 +89,7 @@ class Roster:
     def pick(self) -> tuple[Link, list[Call]] | None:
         """Decide which calls go where. Under the lock."""
         while self.queue:
-            if self.idle and not self._is_enough():
+            if self.idle and (len(self.busy) < _CORES or not self._is_enough()):
                 link = self.idle.pop()
                 link.is_idle = False
             elif self.hungry:
@@ -99,7 +99,7 @@ class Roster:
             if link.filling or not link.usable:
                 continue
             under_way = link.under_way
-            calls = self._take(link.load, link.quota)
+            calls = self._take(link)
             if not calls:
                 if not under_way:
                     link.is_idle = True
@@ -141,7 +141,22 @@ class Roster:
             and bool(self.hungry or self.deep)
         )
 
-    def _take(self, have: int, quota: int | None) -> list[Call]:
+    def _take(self, link: Link) -> list[Call]:
+        """The next calls for a worker. Under the lock."""
+        queue = self.queue
+        entry = queue[0]
+        if (
+            len(queue) == 1
+            and entry.left == entry.count == 1
+            and not link.under_way
+            and link.quota is None
+            and not isinstance(entry, Feed)
+        ):  # as each call that is waited for
+            queue.popleft()
+            return [] if entry.is_over() else [entry]
+        return self._take_share(link.load, link.quota)
+
+    def _take_share(self, have: int, quota: int | None) -> list[Call]:
         """The next calls for a worker that has so many. Under the lock."""
         queue, workers = self.queue, len(self.links) or 1
         calls: list[Any] = []

@@ -110,11 +110,14 @@ class Turn:
     def wait(self, awaited: Awaited, deadline: float | None) -> None:
         """Wait until it is ready, or until ``deadline`` (monotonic seconds); drive meanwhile."""
         ready, turn = awaited.ready, self._held
-        while not ready() and not self.is_over:
+        while not self.is_over:
             if turn.acquire(blocking=False):
-                self._drive(ready, deadline)
+                if self._drive(ready, deadline):
+                    return
             else:
                 self._follow(awaited, deadline)
+                if ready():
+                    return
             if deadline is not None and time.monotonic() >= deadline:
                 return
 
@@ -139,13 +142,19 @@ class Turn:
             except ValueError:
                 pass
 
-    def _drive(self, ready: Callable[[], bool], deadline: float | None) -> None:
-        """With the turn: take in answers until it is ready; then pass the turn on."""
+    def _drive(self, ready: Callable[[], bool], deadline: float | None) -> bool:
+        """With the turn: take in answers until it is ready; then pass the turn on.
+
+        Returns:
+            Is it ready?
+        """
         roster = self._roster
         self.rounds += 1
         self._driver = get_ident()
         try:
-            while not ready() and not self.is_over:
+            while not self.is_over:
+                if ready():
+                    return True
                 if roster.deaths:
                     self.duties.bury()
                     continue
@@ -157,22 +166,29 @@ class Turn:
                 elif self._spins > 0 and len(roster.busy) == 1 and self._spin():
                     continue
                 events = self._epoll.poll(timeout)
-                if self._spins < 0:
-                    self._spins += 1
-                    if not self._spins:
-                        self._spins = 8
-                for fd, event in events:
-                    action = self._actions.get(fd)
-                    if action is not None:
-                        action(event)
-                if roster.queue and (roster.idle or roster.hungry):
-                    self.duties.feed()
+                self._handle(events)
                 if not events and deadline is not None and time.monotonic() >= deadline:
-                    return
+                    return False
+            return ready()
         finally:
             self._driver = 0
             self._held.release()
-            self._pass_on()
+            if self._followers or self.is_over or roster.queue or roster.busy or roster.deaths:
+                self._pass_on()
+
+    def _handle(self, events: list[tuple[int, int]]) -> None:
+        """Do what has come, and feed who has room by that."""
+        if self._spins < 0:
+            self._spins += 1
+            if not self._spins:
+                self._spins = 8
+        for fd, event in events:
+            action = self._actions.get(fd)
+            if action is not None:
+                action(event)
+        roster = self._roster
+        if roster.queue and (roster.idle or roster.hungry):
+            self.duties.feed()
 
     def _spin(self) -> bool:
         """Look into the one busy worker's ring for an instant; did an answer come?
