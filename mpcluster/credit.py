@@ -19,7 +19,7 @@ class Credit:
         lock: The channel's. :meth:`wait` gives it up meanwhile.
     """
 
-    def __init__(self, limit: int, lock: threading.Lock) -> None:
+    def __init__(self, limit: int, lock: threading.RLock) -> None:
         self.limit = limit
         #: Bytes that the other side has not yet taken over.
         self.lent = 0

@@ -6,15 +6,15 @@ it has no room for waits in an :class:`~mpcluster.outbox.Outbox`, up to ``limit`
 
 from __future__ import annotations
 
-import errno
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from mpcluster import descriptors, frames, memfd, pickling, wire
+from mpcluster import descriptors, frames, pickling, refusals, wire
 from mpcluster.credit import Credit
 from mpcluster.errors import ChannelClosedError, ChannelFullError
 from mpcluster.inbox import Inbox
@@ -45,7 +45,9 @@ class Sender:
 
     # `_lock` protects the outbox, the credit and the line. Under it: calls to the kernel
     # that never block. Never: pickling, user code, waiting (the credit's condition, for
-    # senders that wait for credit alone, gives it up).
+    # senders that wait for credit alone, gives it up). But a signal handler may come there, and
+    # send: so it is re-entrant, and what such a one sends is `_late`, and goes out with the call
+    # that it has interrupted.
     #
     # `_turn` belongs to the one sender that waits for room; others that wait queue for it.
     # So one thread polls, flushes and, where nobody else reads, takes in. It is taken
@@ -75,7 +77,10 @@ class Sender:
         self.must_not_wait: Callable[[], bool] = lambda: False
         #: A watcher reads this channel, so a sender that waits does not.
         self.read_elsewhere = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        # As threading.Condition asks it.
+        self._is_inside = cast("Callable[[], bool]", self._lock._is_owned)  # type: ignore[attr-defined]  # noqa: SLF001
+        self._late: deque[tuple[bytes | Pickled, Kind, bool]] = deque()
         self._turn = threading.RLock()
         self._credit = Credit(limit, self._lock)
         self._outbox = Outbox()
@@ -102,6 +107,8 @@ class Sender:
     ) -> None:
         """Send any object. When this returns, it and what it refers to may be changed.
 
+        What a signal handler sends that came in the midst of this very call, goes out after it.
+
         Args:
             message: Anything that cloudpickle takes, with sockets and Connections in it;
                 the sender may close his own copies of those as soon as this returns.
@@ -117,15 +124,38 @@ class Sender:
             ChannelClosedError: Either side has closed.
         """
         pickled = pickling.dump_plain(message)
-        mark = None
-        if type(pickled) is bytes and len(pickled) <= _JOIN:
-            mark = self._write_small(plain(kind, pickled))
-            if mark == 0:
-                return  # as nearly all
-        if mark is None:
+        if self._is_inside():
+            self._late.append((pickled, kind, handed_over))
+            return
+        try:
+            mark = None
+            if type(pickled) is bytes and len(pickled) <= _JOIN:
+                mark = self._write_small(plain(kind, pickled))
+                if mark == 0:
+                    return  # as nearly all
             may_wait = may_wait and not self.must_not_wait()
+            self._send_slowly(pickled, kind, mark, handed_over=handed_over, may_wait=may_wait)
+        finally:
+            while self._late:
+                pickled, kind, handed_over = self._late.popleft()
+                may_wait = not self.must_not_wait()
+                self._send_slowly(pickled, kind, None, handed_over=handed_over, may_wait=may_wait)
+
+    def _send_slowly(
+        self,
+        pickled: bytes | Pickled,
+        kind: Kind,
+        mark: int | None,
+        *,
+        handed_over: bool,
+        may_wait: bool,
+    ) -> None:
+        """What there was no room for at once, or is no small message."""
+        if mark is None:
             parts = pickled if isinstance(pickled, tuple) else ([pickled], [], [])
-            frame = self._frame(parts, kind, may_wait=may_wait)
+            frame = frames.of(
+                parts, kind, lambda size: self._borrow(size, may_wait=may_wait), self._give_back
+            )
             # An order or an answer that did not get through would leave the other side
             # waiting for ever. It is small, and those who send them must not wait.
             urgent = kind is Kind.CONTROL and not may_wait
@@ -194,22 +224,6 @@ class Sender:
         data = lane.leave()
         if data:
             self._start(Outgoing([data], len(data)))
-
-    def _frame(self, pickled: Pickled, kind: Kind, *, may_wait: bool) -> Outgoing:
-        """Put a message in its form: a memfd where that is cheaper, and there is room."""
-        sizes = frames.sizes(pickled)
-        if sum(sizes) >= memfd.THRESHOLD:
-            memory = memfd.layout(sizes)[1]
-            self._borrow(memory, may_wait=may_wait)
-            frame = None
-            try:
-                frame = frames.in_memory(pickled, sizes, kind)
-            finally:
-                if frame is None:
-                    self._give_back(memory)
-            if frame is not None:
-                return frame
-        return frames.inline(pickled, sizes, kind)
 
     def _enter(self, frame: Outgoing, *, may_wait: bool, urgent: bool) -> int:
         """Write or queue a frame, when there is room for it; 0, or the mark to wait for."""
@@ -363,26 +377,16 @@ class Sender:
 
     def _check_open(self) -> None:
         if self._line.closed:
-            text = f"the channel to {self._inbox.label} is closed"
-            raise ChannelClosedError(errno.EPIPE, text)
+            raise refusals.closed(self._inbox.label)
         if self._cut_off or self._inbox.eof or self._inbox.broken:
-            text = f"{self._inbox.label} has closed its end of the channel, or is dead"
-            raise ChannelClosedError(errno.EPIPE, text)
+            raise refusals.gone(self._inbox.label)
 
     def _lost(self, error: OSError) -> ChannelClosedError:
         """Nothing can be sent any more. Under the lock."""
         self._cut_off = True
         self._outbox.clear()
         self._credit.wake()
-        text = (
-            f"{self._inbox.label} has closed its end of the channel, or is dead ({error.strerror})"
-        )
-        return ChannelClosedError(errno.EPIPE, text)
+        return refusals.gone(self._inbox.label, error)
 
     def _full(self, how_long: str) -> ChannelFullError:
-        waiting, lent = self._outbox.size, self._credit.lent
-        text = (
-            f"{self._inbox.label} does not read: {waiting} bytes wait for it and {lent} bytes "
-            f"of shared memory are not taken over, {how_long}"
-        )
-        return ChannelFullError(errno.EAGAIN, text)
+        return refusals.full(self._inbox.label, self._outbox.size, self._credit.lent, how_long)

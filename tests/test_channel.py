@@ -201,6 +201,27 @@ def test_a_read_only_array_stays_read_only(pair: Pair) -> None:
     assert not pair.through(array).flags.writeable
 
 
+@pytest.mark.parametrize("late", ["small", b"x" * 1_000_000], ids=["small", "large"])
+def test_a_signal_handler_may_send_in_the_midst_of_a_send(pair: Pair, late: object) -> None:
+    """Its message goes out with the call that it has interrupted, after that one's."""
+    sender, receiver = pair.here, pair.there
+    write = sender._send_now
+
+    def interrupted(*args: Any) -> int:
+        sender._send_now = write
+        signal.raise_signal(signal.SIGUSR1)
+        return write(*args)
+
+    sender._send_now = interrupted
+    before = signal.signal(signal.SIGUSR1, lambda *_: sender.send(late))
+    try:
+        sender.send("first")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    sender.send("last")
+    assert [received.message for received in drain(sender, receiver)] == ["first", late, "last"]
+
+
 def test_lambdas_and_closures_travel(pair: Pair) -> None:
     """By value, with what they have captured."""
     base = 40
