@@ -100,6 +100,7 @@ class Newborn(Protocol):
     _cwd: str | None
     _share_ports: bool
     _inherits: bool
+    is_forked: bool
     post: Post | None
 
     @property
@@ -128,6 +129,10 @@ def bequeath(process: Newborn, connection: int, end: int) -> Heritage:
     if end >= 0:
         mine[_LEASH] = end
     steps = _STEPS_AND_SIGURG if get_handler(_SIGURG) in _NOT_THE_PROGRAMS else _STEPS
+    if process.is_forked:
+        from mpcluster import mainprogram  # whoever forks such a one has it
+
+        steps += (mainprogram.end_at_ctrl_c,)
     stdin = sys.stdin
     if stdin is not None:
         # As `_bootstrap` would do it. That makes an object for each child, and closes the old

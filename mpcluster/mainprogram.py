@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from typing import Any
+from typing import Any, Final
 
 from mpcluster import interpreter, workerside
 
-__all__ = ["MainProgram", "locate", "quietly"]
+__all__ = ["MainProgram", "end_at_ctrl_c", "locate", "quietly"]
+
+_SIGINT: Final = int(signal.SIGINT)
+_DEFAULT: Final = int(signal.SIG_DFL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class MainProgram:
             # is run when it ends, as of any program (3.13 does so for every child).
             interpreter.renew_exit_functions()
         try:
+            _hear_ctrl_c()
             self._execute()
             myself = workerside.current()
             if myself is not None:
@@ -126,9 +131,29 @@ def _start_file(file: str) -> str:
     return os.path.join(_start_directory, file)
 
 
+_is_deaf = False
+
+
+def end_at_ctrl_c() -> None:
+    """In a new worker, until its program begins: Ctrl-C ends it at once, and without a word."""
+    global _is_deaf
+    if interpreter.get_handler(_SIGINT) is signal.default_int_handler:
+        interpreter.set_handler(_SIGINT, _DEFAULT)
+        _is_deaf = True
+
+
+def _hear_ctrl_c() -> None:
+    """From here on it is a KeyboardInterrupt again."""
+    global _is_deaf
+    if _is_deaf:
+        _is_deaf = False
+        interpreter.set_handler(_SIGINT, signal.default_int_handler)
+
+
 def quietly(target: Callable[..., object], *args: object, **kwargs: object) -> None:
     """Call a worker's target; Ctrl-C ends it as it ends any program, but without a traceback."""
     try:
+        _hear_ctrl_c()
         target(*args, **kwargs)
     except KeyboardInterrupt:
         interpreter.die_of_sigint()

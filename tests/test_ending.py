@@ -438,6 +438,29 @@ class TestSignals:
         )
         assert done.stdout == "143\n"
 
+    @pytest.mark.parametrize("target", ["", "print, ('never',)"])
+    def test_a_worker_dies_of_ctrl_c_without_a_traceback_before_its_program_begins(
+        self, script: Path, target: str
+    ) -> None:
+        write(
+            script,
+            f"""
+            import multiprocessing.process, os, signal
+            import mpcluster as cluster
+
+            if cluster.is_worker:
+                print("never")
+            else:
+                multiprocessing.process.BaseProcess._after_fork = staticmethod(
+                    lambda: os.kill(os.getpid(), signal.SIGINT)
+                )
+                cluster.on("death", lambda worker: print(worker.exit_signal, flush=True))
+                cluster.fork({target})
+            """,
+        )
+        done = run(script)
+        assert (done.stdout, done.stderr) == (f"{signal.SIGINT}\n", "")
+
     def test_a_targets_worker_dies_of_ctrl_c_without_a_traceback_each(self, script: Path) -> None:
         write(
             script,
