@@ -27,7 +27,7 @@ class Child:
     post: Any = None
     _settings = Settings()
     _env = _cwd = None
-    _share_ports = _inherits = False
+    _share_ports = _inherits = is_forked = False
 
     def __init__(self, code: int = 0, *, wait: bool = False) -> None:
         self.code = code
