@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -259,11 +260,16 @@ def test_orphans_are_buried_where_they_become_the_masters(tmp_path: Path) -> Non
     )
     try:
         assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        orphan = next(line for line in lines if "| orphan " in line).split()[-1]
-        buried = next(line for line in lines if "has ended" in line)
-        assert f"orphan {orphan} has ended" in buried
-        assert Process.read(orphan) is None
+        # What the worker says and what the master says of it come in either order.
+        said = ""
+        while not (("| orphan " in said) and ("has ended" in said)):
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        orphan = re.search(r"\| orphan (\d+)$", said, re.MULTILINE)
+        assert orphan is not None
+        assert f"orphan {orphan[1]} has ended" in said
+        assert Process.read(orphan[1]) is None
     finally:
         process.terminate()
         process.communicate()
