@@ -51,7 +51,8 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "WORKERS": str(workers)},
+            # Buffered: else a line of `print` is two writes, and those of two workers may mix.
+            env={**os.environ, "WORKERS": str(workers), "PYTHONUNBUFFERED": ""},
         )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, args=(echo,))
