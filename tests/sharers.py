@@ -6,10 +6,14 @@ copy of its socket and lays over its own what comes back.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import socket
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,10 +30,33 @@ LOCAL = (HOST, 0)
 
 
 def free_address(kind: int = socket.SOCK_STREAM) -> tuple[str, int]:
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(LOCAL)
-        address: tuple[str, int] = sock.getsockname()
-        return address
+    """One that nobody has, and whose port the kernel does not give to clients of other tests."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        # Not by the seed that all test workers share.
+        address = HOST, lowest - 1 - secrets.randbelow(10_000)
+        with socket.socket(socket.AF_INET, kind) as sock, contextlib.suppress(OSError):
+            sock.bind(address)
+            return address
+
+
+@contextlib.contextmanager
+def modes_before_chmod() -> Iterator[list[int]]:
+    """In the body, with an open umask: the mode that each file has when its own is set."""
+    seen: list[int] = []
+    chmod = os.chmod
+
+    def look_first(changed: str, mode: int) -> None:
+        seen.append(stat.S_IMODE(os.stat(changed).st_mode))
+        chmod(changed, mode)
+
+    before = os.umask(0)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "chmod", look_first)
+            yield seen
+    finally:
+        os.umask(before)
 
 
 def has_ipv6() -> bool:

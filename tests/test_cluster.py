@@ -50,6 +50,20 @@ def echo() -> None:
     wait()
 
 
+def fail(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+class Bad:
+    """Whose unpickling raises."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> Any:
+        return fail, (self.text,)
+
+
 def follow(*names: str) -> Diary:
     """Write down events of the whole cluster, with the worker's id."""
     diary = Diary()
@@ -649,15 +663,8 @@ class TestMessages:
             sys, "unraisablehook", lambda args: reported.append(str(args.exc_value))
         )
 
-        def fail() -> NoReturn:
-            raise ValueError("not here")
-
-        class Bad:
-            def __reduce__(self) -> Any:
-                return fail, ()
-
         def target() -> None:
-            cluster.send(Bad())
+            cluster.send(Bad("not here"))
             cluster.send("next")
 
         diary = follow("message")
@@ -671,13 +678,6 @@ class TestMessages:
     def test_in_the_worker_a_message_that_cannot_be_unpickled_is_reported_and_the_next_arrives(
         self,
     ) -> None:
-        def fail() -> NoReturn:
-            raise ValueError("not there")
-
-        class Bad:
-            def __reduce__(self) -> Any:
-                return fail, ()
-
         def target() -> None:
             logging.getLogger("mpcluster").propagate = False
             sys.unraisablehook = lambda args: cluster.send(str(args.exc_value))
@@ -687,7 +687,7 @@ class TestMessages:
         worker = cluster.fork(target)
         worker.send("first")
         diary.until("message", 1, "first")
-        worker.send(Bad())
+        worker.send(Bad("not there"))
         worker.send("next")
         diary.until("message", 1, "next")
         _, reported, _ = (str(line[2]) for line in diary.lines)

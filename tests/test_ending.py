@@ -42,6 +42,17 @@ def expect(program: subprocess.Popen[str], **times: int) -> None:
         read += line
 
 
+def let_go_when_asked(script: Path) -> subprocess.CompletedProcess[str]:
+    """Run it; once a worker of it has said that it was asked, write into the pipe it was given."""
+    read_end, write_end = os.pipe()
+    program = begin(script, read_end, pass_fds=[read_end])
+    os.close(read_end)
+    expect(program, asked=1)
+    os.write(write_end, b".")
+    os.close(write_end)
+    return finish(program)
+
+
 class TestFallsOffItsEnd:
     def test_it_lives_until_its_workers_are_gone(self, script: Path) -> None:
         write(
@@ -263,13 +274,7 @@ class TestRaisesOrExits:
             sys.exit(4)
             """,
         )
-        read_end, write_end = os.pipe()
-        program = begin(script, read_end, pass_fds=[read_end])
-        os.close(read_end)
-        expect(program, asked=1)
-        os.write(write_end, b".")
-        os.close(write_end)
-        done = finish(program)
+        done = let_go_when_asked(script)
         assert (done.stdout, done.returncode, done.stderr) == ("cleaned up\n", 4, "")
 
     def test_plain_processes_are_joined_then_too(self, script: Path) -> None:
@@ -295,13 +300,7 @@ class TestRaisesOrExits:
             sys.exit(4)
             """,
         )
-        read_end, write_end = os.pipe()
-        program = begin(script, read_end, pass_fds=[read_end])
-        os.close(read_end)
-        expect(program, asked=1)
-        os.write(write_end, b".")
-        os.close(write_end)
-        done = finish(program)
+        done = let_go_when_asked(script)
         assert (done.stdout, done.returncode, done.stderr) == ("plain\n", 4, "")
 
     def test_no_callback_is_called_any_more(self, script: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from mpcluster import unixpath
 from mpcluster.messages import Holds
 from mpcluster.scheduling.shared import Shared
-from tests.sharers import LOCAL, Floor, needs_ipv6, serve_one
+from tests.sharers import LOCAL, Floor, modes_before_chmod, needs_ipv6, serve_one
 
 UNIX = {"family": socket.AF_UNIX}
 KINDS = [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET]
@@ -234,21 +234,11 @@ def test_the_mode_is_the_paths_whatever_the_umask(floor, path, mode):
     assert stat.S_IMODE(os.stat(path).st_mode) == mode
 
 
-def test_a_path_is_never_open_to_more_than_its_mode_says(floor, path, monkeypatch):
+def test_a_path_is_never_open_to_more_than_its_mode_says(floor, path):
     """Not even before what the umask took away is given back."""
-    chmod, first = os.chmod, []
-
-    def look_first(changed: str, mode: int) -> None:
-        first.append(stat.S_IMODE(os.stat(changed).st_mode))
-        chmod(changed, mode)
-
-    monkeypatch.setattr(os, "chmod", look_first)
-    before = os.umask(0)
-    try:
+    with modes_before_chmod() as modes:
         floor[1].bind(path, **UNIX, mode=0o600)
-    finally:
-        os.umask(before)
-    assert first == [0o600]
+    assert modes == [0o600]
 
 
 class Refusing(Shared):

@@ -51,6 +51,12 @@ def nothing() -> None:
     pass
 
 
+def answer_once() -> None:
+    """Send back the first message that comes."""
+    mpcluster.on("message", lambda message: (mpcluster.send(message), os._exit(0)))
+    threading.Event().wait()
+
+
 def for_ever() -> None:
     while True:
         signal.pause()
@@ -652,11 +658,7 @@ def test_a_control_message_out_of_place_takes_nothing_along(
 def test_a_control_message_that_a_worker_does_not_know_takes_nothing_along(
     message: object,
 ) -> None:
-    def target() -> None:
-        mpcluster.on("message", lambda message: (mpcluster.send(message), os._exit(0)))
-        threading.Event().wait()
-
-    one = ClusterProcess(target=target)
+    one = ClusterProcess(target=answer_once)
     diary = Diary().follow(one)
     one.start()
     assert one._life is not None
@@ -1168,11 +1170,7 @@ class TestWrongCalls:
             one.send("late")
 
     def test_a_message_that_does_not_pickle_names_it_and_the_channel_lives_on(self) -> None:
-        def target() -> None:
-            mpcluster.on("message", lambda message: (mpcluster.send(message), os._exit(0)))
-            threading.Event().wait()
-
-        one = ClusterProcess(target=target)
+        one = ClusterProcess(target=answer_once)
         diary = Diary().follow(one)
         one.start()
 

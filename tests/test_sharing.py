@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import secrets
 import select
 import socket
 import ssl
@@ -22,13 +21,22 @@ from mpcluster import sharing
 from mpcluster.messages import Bind, Holds, Listening, Release
 from mpcluster.sharing import connections
 from tests.offices import PATIENCE, Offices, Worker, listening_address, opened
-from tests.sharers import needs_ipv6
+from tests.sharers import free_address, modes_before_chmod, needs_ipv6
 
 
 @pytest.fixture
 def offices() -> Iterator[Offices]:
     with opened() as offices:
         yield offices
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    """An ordinary one, for clients."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server
 
 
 def tcp(address: Any = ("127.0.0.1", 0), **options: Any) -> socket.socket:
@@ -53,21 +61,11 @@ def fetch(address: Any) -> bytes:
         return connection.recv(100)
 
 
-def free_port() -> int:
-    """A port that nobody has, and that the kernel does not give to clients of other tests."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    while True:
-        port = lowest - 1 - secrets.randbelow(10_000)  # not by the seed that all test workers share
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 # -- one address, several workers ----------------------------------------------------------
 
 
 def test_workers_that_bind_one_port_share_it(offices: Offices) -> None:
-    port = free_port()
+    port = free_address()[1]
     for _ in range(2):
         worker = offices.start(lambda worker: serve(worker, ("127.0.0.1", port)))
         listening_address(worker)
@@ -208,7 +206,7 @@ def test_a_server_may_bind_its_port_several_times_if_each_socket_says_so(
     offices: Offices, monkeypatch: pytest.MonkeyPatch, policy: str, by_number: bool
 ) -> None:
     monkeypatch.setenv("MPCLUSTER_SCHEDULING", policy)
-    port = free_port() if by_number else 0
+    port = free_address()[1] if by_number else 0
 
     def serve(worker: Worker, place: int, sock: socket.socket) -> None:
         while True:
@@ -234,7 +232,7 @@ def test_a_server_may_bind_its_port_several_times_if_each_socket_says_so(
 
 
 def test_a_place_at_an_address_is_free_again_when_its_socket_is_closed(offices: Offices) -> None:
-    address = ("127.0.0.1", free_port())
+    address = free_address()
 
     def program(worker: Worker) -> None:
         with reusing(address):
@@ -255,7 +253,7 @@ def test_all_sockets_of_an_address_must_say_that_there_are_several(
     offices: Offices, first: bool
 ) -> None:
     def program(worker: Worker) -> None:
-        address = ("127.0.0.1", free_port())
+        address = free_address()
         with contextlib.ExitStack() as stack:
             plain = stack.enter_context(socket.socket())
             if first:
@@ -275,7 +273,7 @@ def test_datagram_sockets_that_reuse_their_address_are_as_many_as_without_a_clus
     offices: Offices, option: str
 ) -> None:
     """As those of a program that joins several groups on one port."""
-    address = ("127.0.0.1", free_port())
+    address = free_address()
 
     def program(worker: Worker) -> None:
         with (
@@ -292,7 +290,7 @@ def test_a_client_beside_a_server_on_its_port_connects_from_there(offices: Offic
     with socket.create_server(("127.0.0.1", 0)) as peer:
 
         def program(worker: Worker) -> None:
-            with reusing(("127.0.0.1", free_port())) as server:
+            with reusing(free_address()) as server:
                 server.listen()
                 with reusing(server.getsockname()) as client:
                     client.connect(peer.getsockname())
@@ -319,69 +317,62 @@ def test_an_address_that_is_none_is_a_type_error(offices: Offices, address: Any)
 # -- what stays private ----------------------------------------------------------------------
 
 
-def test_a_client_that_binds_port_0_stays_private(offices: Offices) -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
+def test_a_client_that_binds_port_0_stays_private(offices: Offices, server: socket.socket) -> None:
+    def program(worker: Worker) -> None:
+        with socket.socket() as client:
+            client.bind(("127.0.0.1", 0))
+            client.connect(server.getsockname())
+            worker.say(client.getsockname()[1])
 
-        def program(worker: Worker) -> None:
-            with socket.socket() as client:
-                client.bind(("127.0.0.1", 0))
-                client.connect(server.getsockname())
-                worker.say(client.getsockname()[1])
-
-        worker = offices.start(program)
-        connection, peer = server.accept()
-        connection.close()
-        assert worker.hear() == peer[1]
-        assert worker.told == []
+    worker = offices.start(program)
+    connection, peer = server.accept()
+    connection.close()
+    assert worker.hear() == peer[1]
+    assert worker.told == []
 
 
-def test_the_registry_lets_go_of_what_turned_out_to_be_a_clients(offices: Offices) -> None:
+def test_the_registry_lets_go_of_what_turned_out_to_be_a_clients(
+    offices: Offices, server: socket.socket
+) -> None:
     """Else its copy would keep the connection from its end."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
 
-        def program(worker: Worker) -> None:
-            with socket.socket() as client:
-                client.bind(("127.0.0.1", 0))
-                client.getsockname()
-                client.connect(server.getsockname())
-                worker.say("connected")
-                worker.hear()
+    def program(worker: Worker) -> None:
+        with socket.socket() as client:
+            client.bind(("127.0.0.1", 0))
+            client.getsockname()
+            client.connect(server.getsockname())
+            worker.say("connected")
+            worker.hear()
 
-        worker = offices.start(program)
-        connection, _ = server.accept()
+    worker = offices.start(program)
+    connection, _ = server.accept()
+    with connection:
+        assert worker.hear() == "connected"
+        worker.wait_told(Release)
+        assert offices.registry.listeners == []
+
+
+def test_a_client_that_looked_at_its_port_can_connect(
+    offices: Offices, server: socket.socket
+) -> None:
+    def program(worker: Worker) -> None:
+        with socket.socket() as client:
+            client.bind(("127.0.0.1", 0))
+            client.getsockname()
+            worker.say("bound")
+            worker.hear()
+            client.connect(server.getsockname())
+            worker.say((client.getsockname(), client.gettimeout(), client.recv(10)))
+
+    workers = [offices.start(program), offices.start(program)]
+    for worker in workers:
+        assert worker.hear() == "bound"
+    for worker in workers:
+        worker.say("go")
+        connection, peer = server.accept()
         with connection:
-            assert worker.hear() == "connected"
-            worker.wait_told(Release)
-            assert offices.registry.listeners == []
-
-
-def test_a_client_that_looked_at_its_port_can_connect(offices: Offices) -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-
-        def program(worker: Worker) -> None:
-            with socket.socket() as client:
-                client.bind(("127.0.0.1", 0))
-                client.getsockname()
-                worker.say("bound")
-                worker.hear()
-                client.connect(server.getsockname())
-                worker.say((client.getsockname(), client.gettimeout(), client.recv(10)))
-
-        workers = [offices.start(program), offices.start(program)]
-        for worker in workers:
-            assert worker.hear() == "bound"
-        for worker in workers:
-            worker.say("go")
-            connection, peer = server.accept()
-            with connection:
-                connection.sendall(b"hello")
-            assert worker.hear() == (peer, None, b"hello")
+            connection.sendall(b"hello")
+        assert worker.hear() == (peer, None, b"hello")
 
 
 def test_udp_on_port_0_stays_private(offices: Offices) -> None:
@@ -424,7 +415,7 @@ def test_a_shared_socket_blocks_as_any(offices: Offices) -> None:
 
 
 def test_shutdown_of_a_listener_ends_its_own_acceptors_only(offices: Offices) -> None:
-    port = free_port()
+    port = free_address()[1]
 
     def stopping(worker: Worker) -> None:
         with tcp(("127.0.0.1", port)) as sock:
@@ -801,7 +792,7 @@ def test_asyncio_accepts_few_connections_a_wake_up(offices: Offices) -> None:
 
 
 def test_shared_listen_shares_with_a_plain_bind(offices: Offices) -> None:
-    port = free_port()
+    port = free_address()[1]
 
     def program(worker: Worker) -> None:
         with sharing.shared_listen(worker.ask, worker.tell, ("127.0.0.1", port)) as sock:
@@ -849,7 +840,7 @@ def test_an_exclusive_address_is_in_use_for_everybody_else(
             worker.say((error.errno, error.address.port))  # type: ignore[attr-defined]
 
     workers = [offices.start(program), offices.start(program)]
-    port = free_port()
+    port = free_address()[1]
     for worker, answer in zip(workers, (port, (errno.EADDRINUSE, port)), strict=True):
         worker.say(port)
         assert worker.hear() == answer
@@ -857,7 +848,7 @@ def test_an_exclusive_address_is_in_use_for_everybody_else(
 
 def test_a_failed_bind_does_not_count_for_the_next_one(offices: Offices) -> None:
     """In Node the second worker's listener was then another than the first one's."""
-    address = ("127.0.0.1", free_port())
+    address = free_address()
 
     def program(worker: Worker) -> None:
         with tcp(address), socket.socket() as again, pytest.raises(OSError, match="in use"):
@@ -912,22 +903,10 @@ def refuse(_: object) -> Any:
     pytest.fail("nothing is to be asked or told")
 
 
-def test_an_exclusive_path_is_never_open_to_more_than_its_mode_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chmod, first = os.chmod, []
-
-    def look_first(changed: str, mode: int) -> None:
-        first.append(stat.S_IMODE(os.stat(changed).st_mode))
-        chmod(changed, mode)
-
-    monkeypatch.setattr(os, "chmod", look_first)
-    before = os.umask(0)
-    try:
+def test_an_exclusive_path_is_never_open_to_more_than_its_mode_says(tmp_path: Path) -> None:
+    with modes_before_chmod() as modes:
         sharing.shared_listen(nobody, nobody, tmp_path / "s", exclusive=True, mode=0o600).close()
-    finally:
-        os.umask(before)
-    assert first == [0o600]
+    assert modes == [0o600]
 
 
 def nobody(_body: object) -> NoReturn:
@@ -977,7 +956,7 @@ def test_a_client_bound_to_a_named_port_connects_and_closes_as_ever(
                 client.connect(worker.hear())
         worker.hear()
 
-    port = free_port()
+    port = free_address()[1]
     with socket.create_server(("127.0.0.1", 0)) as server:
         worker = offices.start(program)
         worker.say(server.getsockname())

@@ -1,8 +1,7 @@
 """USR2: a new master in the place of the old one, on the same sockets.
 
 The old one starts the same command anew, as a child that inherits the listeners and the monitor's
-socket. What they
-say over a socket pair::
+socket. What they say over a socket pair::
 
     new: ready      all its workers are; until now both masters' workers have served
     old: yours      it accepts and steers nothing more; its workers finish and leave

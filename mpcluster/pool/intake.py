@@ -54,7 +54,7 @@ class Intake:
             if kind != records.VALUE:
                 self._take_odd(link, kind, number, payload)
                 continue
-            call = under_way.get(number)
+            call = under_way.get(number)  # as Link.claim_single, without a call for each answer
             if call is None or type(call) is Run:
                 call = self._claim(link, number)
             else:

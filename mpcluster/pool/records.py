@@ -158,9 +158,7 @@ def parcel(
     """A record whose payload is in several parts, on its way.
 
     Args:
-        kind: The first number of its header, and so on.
-        extra: See :data:`HEADER`.
-        number: See :data:`HEADER`.
+        kind: As :data:`HEADER` has it, and so are ``extra`` and ``number``.
         pickled: The parts.
         stock: Whose memory to use again; None for what the receiver keeps.
     """

@@ -89,6 +89,7 @@ class Roster:
     def pick(self) -> tuple[Link, list[Call]] | None:
         """Decide which calls go where. Under the lock."""
         while self.queue:
+            # The usual answer to the second question needs no call.
             if self.idle and (len(self.busy) < _CORES or not self._is_enough()):
                 link = self.idle.pop()
                 link.is_idle = False

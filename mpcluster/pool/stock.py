@@ -45,10 +45,9 @@ def share(processes: int) -> int:
 class _Segment:
     """One memfd that is kept. The sender's."""
 
-    def __init__(self, fd: int, size: int, turn: int) -> None:
+    def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
-        self.turn = turn  #: of all that was sent from its place, the how-manieth
         self.mapping: mmap.mmap | None = None
 
     def fill(self, parts: Parts, offsets: Sequence[int]) -> None:
@@ -100,6 +99,7 @@ class Stock:
         self._first = first
         self._limit = limit
         self._segments: dict[int, _Segment] = {}
+        # By place: how many messages were ever sent from there, the last number given out.
         self._turns = [0] * SEGMENTS
 
     @property
@@ -135,7 +135,8 @@ class Stock:
 
     def _lay(self, parts: Parts) -> tuple[int, int] | None:
         offsets, size = memfd.layout([memfd.size(pieces) for pieces in parts])
-        place = self._find(size)
+        free = self._free()
+        place = next((at for at in free if self._segments[at].size >= size), None)
         if place is not None:
             segment = self._segments[place]
             try:
@@ -143,21 +144,21 @@ class Stock:
             except (OSError, ValueError):
                 return lay_once(parts)
         else:
-            place = self._make_room(size)
+            place = self._make_room(size, free)
             if place is None:
                 return lay_once(parts)
             fd = memfd.create(parts, kept=True)
             if fd is None:
                 return None
-            segment = self._segments[place] = _Segment(fd, size, self._turns[place])
+            segment = self._segments[place] = _Segment(fd, size)
         try:
             with descriptors.opening():
                 travelling = os.dup(segment.fd)
                 descriptors.own(travelling)
         except OSError:
             return None
-        segment.turn = self._turns[place] = segment.turn + 1
-        return travelling, segment.turn * SEGMENTS + place
+        self._turns[place] += 1
+        return travelling, self._turns[place] * SEGMENTS + place
 
     def _empty_if_closed(self) -> None:
         # Not while a message is laid in: it is a signal's handler then that has closed it.
@@ -167,22 +168,18 @@ class Stock:
     def _free(self) -> list[int]:
         """The places of those that were given back, the smallest first."""
         free = []
-        for place, segment in list(self._segments.items()):
-            said = self._cells[self._first + place]
-            if said == segment.turn:
+        for place in list(self._segments):
+            said, turn = self._cells[self._first + place], self._turns[place]
+            if said == turn:
                 free.append(place)
-            elif said == segment.turn ^ _LOST:
+            elif said == turn ^ _LOST:
                 self._segments.pop(place).close()
         return sorted(free, key=lambda place: self._segments[place].size)
 
-    def _find(self, size: int) -> int | None:
-        return next((at for at in self._free() if self._segments[at].size >= size), None)
-
-    def _make_room(self, size: int) -> int | None:
-        """A place for a new one, for which smaller ones go; None where it is not to be kept."""
+    def _make_room(self, size: int, free: list[int]) -> int | None:
+        """A place for a new one, for which free ones go; None where it is not to be kept."""
         if size > self._limit:
             return None
-        free = self._free()
         kept = sum(one.size for one in self._segments.values())
         while kept + size > self._limit or len(self._segments) == SEGMENTS:
             if not free:
